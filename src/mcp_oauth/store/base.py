@@ -1,0 +1,87 @@
+"""What a store is: four blocking calls on opaque bytes, compare-and-swap by revision, and a lock never waited for."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class StoreError(Exception):
+    """A store could not do what was asked. The message names the cause, the place and the cure, and no secret."""
+
+
+class Stored(NamedTuple):
+    """One saved value."""
+
+    value: bytes
+    revision: str
+
+
+class Saved(NamedTuple):
+    """The value is in the store."""
+
+    durable: bool
+    """False: a power failure may still take it back."""
+
+
+class Conflict(NamedTuple):
+    """Somebody else saved first; `stored` is what is there now (None: nothing)."""
+
+    stored: Stored | None
+
+
+class Held(NamedTuple):
+    """The lock is somebody else's."""
+
+    holder: str
+    """Who, as far as the store knows: `pid 4711 on host since 2026-11-23T10:00:00Z`."""
+
+
+class Lease(Protocol):
+    """The lock of one key, held. Leaving the context releases it; so does the end of the process."""
+
+    valid_until: float | None
+    """Elapsed seconds (as `Now.elapsed`) at which a lease lapses; None: a kernel lock, which does not."""
+
+    @property
+    def exclusive(self) -> bool:
+        """True for a kernel lock: a previous holder that did not release it is certainly dead."""
+        ...
+
+    def __enter__(self) -> Lease: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Keeps opaque bytes under a key (any text). Every call may block; all raise `StoreError` and nothing else."""
+
+    @property
+    def identity(self) -> str:
+        """What is shared: two stores with one identity see the same values, in this process or another."""
+        ...
+
+    def load(self, key: str) -> Stored | None:
+        """The value, or None where there never was one."""
+        ...
+
+    def save(self, key: str, value: bytes, *, revision: str, expected: str | None) -> Saved | Conflict:
+        """Compare-and-swap: write `value` as `revision` if what is stored has revision `expected` (None: nothing).
+
+        Durable on return, or says that it is not. Judged by revision alone, never by who holds the lock.
+        `revision` is the caller's, random, and never reused for a key. Both are bound to the sealed value.
+        """
+        ...
+
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all saved values."""
+        ...
+
+    def try_lock(self, key: str) -> Lease | Held:
+        """Try once to take the cross-process lock of a key, and prove that a successor can be written.
+
+        Raises `StoreError` where the next `save` would certainly fail (a read-only folder, a full disk).
+        """
+        ...
