@@ -1,0 +1,597 @@
+"""The machine of a login (RULES 4.13): at most 3500 effects, normally 8.
+
+    Save(claim) -> discovery -> client -> authorization_code -> Save(grant)
+
+It never holds the renewal lock. A claim in the record says who logs in and until when; it is renewed while the
+person takes time, so that other processes wait for the result instead of opening a second browser, and take over
+when its holder dies.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from mcp_oauth.sansio import authorization_code, client, discovery, keeping, resource, revocation, scopes
+from mcp_oauth.sansio.authorization_code import Authorized
+from mcp_oauth.sansio.client import Ready
+from mcp_oauth.sansio.discovery import Discovered
+from mcp_oauth.sansio.errors import Failure, Reason, failure
+from mcp_oauth.sansio.grant import (
+    Grant,
+    GrantRecord,
+    LoginClaim,
+    Registration,
+    Scopes,
+    Token,
+    current_grant,
+    fresh,
+    token_of,
+)
+from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
+from mcp_oauth.sansio.plan import Plan
+from mcp_oauth.sansio.steps import (
+    Allowed,
+    AskIssuer,
+    Await,
+    Conflict,
+    Done,
+    Event,
+    Failed,
+    Load,
+    Loaded,
+    Misuse,
+    Need,
+    Notice,
+    Save,
+    Saved,
+    Sleep,
+    Step,
+    StillWaiting,
+    StoreFailed,
+    Table,
+    UserFailed,
+    Woke,
+    inside,
+    noting,
+    within,
+)
+from mcp_oauth.sansio.values import Now, Seed, Value
+
+MOST_POLLS = 360
+"""Looks at somebody else's login, a second apart."""
+MOST_SAVES = 8
+"""Rounds of saves that meet conflicts."""
+EXPECTED = 60.0
+"""Seconds that a claim lasts before the browser opens."""
+HEARTBEAT = 20.0
+"""Seconds that a claim lasts while the browser is open; it is renewed every `authorization_code.PATIENCE`."""
+TWO_LEG = 600.0
+"""Seconds that a claim lasts whose redirect comes to another process."""
+HOLD_BACK = 600.0
+"""Seconds in which a denied or fruitless login is not repeated unasked (RULES 3.4)."""
+MOST_EFFECTS = (
+    2 * MOST_POLLS
+    + 2 * MOST_SAVES
+    + discovery.MOST_EFFECTS
+    + 1
+    + 2 * (client.MOST_EFFECTS + 2 * authorization_code.MOST_EFFECTS)
+    + keeping.MOST_EFFECTS
+    + revocation.MOST_EFFECTS
+)
+
+
+class Login(Value, frozen=True):
+    """One login, and the record as it was last seen."""
+
+    shown = ("plan", "need", "polls")
+
+    plan: Plan
+    key: str
+    need: Need
+    seed: Seed
+    record: GrantRecord | None
+    claim: LoginClaim
+    known: resource.Found | None = None
+    """The protected resource metadata, if it has just been read."""
+    polls: int = 0
+    saves: int = 0
+    again: bool = False
+    """The server had forgotten our registration: this is the second round (RULES 2.11)."""
+
+
+class Chosen(Value, frozen=True):
+    """What discovery decided for the rest of the login."""
+
+    shown = ("found", "scopes")
+
+    found: Discovered
+    scopes: Scopes | None
+
+
+class Claiming(Value, frozen=True, tag="login.Claiming"):
+    """The claim is being saved."""
+
+    shown = ("login",)
+
+    login: Login
+    record: GrantRecord
+
+
+class Elsewhere(Value, frozen=True, tag="login.Elsewhere"):
+    """Somebody else is logging in."""
+
+    shown = ("login",)
+
+    login: Login
+
+
+class Looking(Value, frozen=True, tag="login.Looking"):
+    """Has the other one finished?"""
+
+    shown = ("login",)
+
+    login: Login
+
+
+class Discovering(Value, frozen=True, tag="login.Discovering"):
+    """Finds out how to log in."""
+
+    shown = ("inner",)
+
+    login: Login
+    inner: discovery.State
+
+
+class Asking(Value, frozen=True, tag="login.Asking"):
+    """The application is asked whether it trusts the authorization server."""
+
+    shown = ("login", "chosen")
+
+    login: Login
+    chosen: Chosen
+
+
+class Readying(Value, frozen=True, tag="login.Readying"):
+    """Gets a client and a redirect URI."""
+
+    shown = ("inner",)
+
+    login: Login
+    chosen: Chosen
+    inner: client.State
+
+
+class Authorizing(Value, frozen=True, tag="login.Authorizing"):
+    """The person decides, and the code is exchanged."""
+
+    shown = ("inner",)
+
+    login: Login
+    chosen: Chosen
+    ready: Ready
+    inner: authorization_code.State
+
+
+class Beating(Value, frozen=True, tag="login.Beating"):
+    """The claim is being renewed while the person decides."""
+
+    shown = ("inner",)
+
+    login: Login
+    chosen: Chosen
+    ready: Ready
+    inner: authorization_code.State
+
+
+class Saving(Value, frozen=True, tag="login.Saving"):
+    """The new grant is being saved."""
+
+    shown = ("inner",)
+
+    inner: keeping.State
+
+
+class Withdrawing(Value, frozen=True, tag="login.Withdrawing"):
+    """The login has failed; the claim is being taken back."""
+
+    shown = ("error",)
+
+    login: Login
+    error: Failure
+
+
+class Revoking(Value, frozen=True, tag="login.Revoking"):
+    """Revokes a new grant that nobody may use."""
+
+    shown = ("then",)
+
+    then: Outcome | Failure
+    inner: revocation.State
+
+
+State = (
+    Claiming
+    | Elsewhere
+    | Looking
+    | Discovering
+    | Asking
+    | Readying
+    | Authorizing
+    | Beating
+    | Saving
+    | Withdrawing
+    | Revoking
+)
+Out = Step[State, Outcome]
+
+
+def begin(
+    plan: Plan,
+    key: str,
+    need: Need,
+    *,
+    record: GrantRecord | None,
+    known: resource.Found | None,
+    seed: Seed,
+    now: Now,
+) -> Out:
+    """Log in. `record` is what is stored now; `known` the protected resource metadata, if it has just been read."""
+    why = _held_back(plan, need, record, now)
+    if why:
+        return Failed(why)
+    claim = LoginClaim(seed.text("claim"), plan.holder, now.wall + (TWO_LEG if plan.two_leg else EXPECTED))
+    return _look(Login(plan, key, need, seed, record, claim, known), now)
+
+
+def advance(state: State, event: Event, *, now: Now) -> Out:
+    """See the table below."""
+    match state, event:
+        case Claiming(login, record), Saved():
+            return _discover(replace(login, record=record), now)
+        case Claiming(login), Conflict(theirs):
+            return _look(replace(login, record=grants(theirs)), now)
+        case Elsewhere(login), Woke():
+            return Await(Looking(login), Load(login.key))
+        case Looking(login), Loaded(record):
+            return _look(replace(login, record=grants(record)), now)
+        case ((Claiming() | Looking()), StoreFailed(reason)):
+            return Failed(failure(Reason.STORE_FAILED, reason))
+        case Discovering(login, inner), _:
+            return _discovered(login, discovery.advance(inner, event), now)
+        case Asking(login, chosen), Allowed():
+            return _ready(login, chosen, None, now)
+        case Asking(login), UserFailed(reason):
+            return _withdraw(login, failure(Reason.ISSUER_REFUSED, reason), now)
+        case Readying(login, chosen, inner), _:
+            return _readied(login, chosen, client.advance(inner, event, now=now), now)
+        case Authorizing(login, chosen, ready, inner), StillWaiting():
+            return _beat(login, chosen, ready, inner, now)
+        case Authorizing(login, chosen, ready, inner), _:
+            return _authorized(login, chosen, ready, authorization_code.advance(inner, event, now=now), now)
+        case Beating(login, chosen, ready, inner), Saved() | StoreFailed():
+            return _go_on(login, chosen, ready, inner, now)
+        case Beating(login, chosen, ready, inner), Conflict(theirs):
+            login = replace(login, record=grants(theirs))
+            return _overtaken(login, now) or _go_on(login, chosen, ready, inner, now)
+        case Saving(inner), _:
+            return _saving(keeping.advance(inner, event, now=now))
+        case Withdrawing(_, error), Saved() | StoreFailed():
+            return Failed(error)
+        case Withdrawing(login, error), Conflict(theirs):
+            return _withdraw(replace(login, record=grants(theirs)), error, now)
+        case Revoking(then, inner), _:
+            return _revoking(then, revocation.advance(inner, event))
+        case _:
+            raise Misuse(state, event)
+
+
+# --- May we, and does somebody else already? --------------------------------------------------------------------------
+
+
+def _held_back(plan: Plan, need: Need, record: GrantRecord | None, now: Now) -> Failure | None:
+    if need.because == "scope":
+        wanted = scopes.to_step_up(plan, current_grant(record), need.scopes or ())
+        if wanted is None:
+            return failure(Reason.SCOPE_LIMIT, f"the server demands {' '.join(need.scopes or ())}")
+        if record is not None and any(set(wanted) == set(denied) for denied in record.denied_scopes):
+            return failure(Reason.STEP_UP_DENIED, f"{' '.join(wanted)} was denied before")
+    elif need.because != "asked" and record is not None and now.wall < (record.no_login_before or 0.0):
+        return failure(Reason.LOGIN_HELD_BACK, f"no new login at {plan.server_url} unasked")
+    if not plan.interactive:
+        return failure(Reason.AUTHORIZATION_REQUIRED, f"{plan.server_url} needs a login, and interactive=False")
+    return None
+
+
+def _look(login: Login, now: Now) -> Out:
+    """A peer's token, a peer's login, or ours."""
+    token = _adoptable(login, now)
+    if token is not None and login.polls + login.saves > 0:
+        return Done(Outcome("stored", token))
+    claim = login.record.login if login.record is not None else None
+    if claim is None or claim.id == login.claim.id or claim.until <= now.wall:
+        return _claim(login)
+    if login.polls == MOST_POLLS:
+        return Failed(failure(Reason.LOGIN_ELSEWHERE, f"{claim.holder} has not finished its login"))
+    notices = (Notice("login-elsewhere", f"{claim.holder} is logging in; waiting for it"),) if not login.polls else ()
+    return Await(Elsewhere(replace(login, polls=login.polls + 1)), Sleep(1.0), notices)
+
+
+def _adoptable(login: Login, now: Now) -> Token | None:
+    """A token that came while we waited and will do."""
+    grant = current_grant(login.record)
+    token = token_of(grant) if grant else None
+    if token is None or token.fingerprint == login.need.unlike or not fresh(token, now, login.plan.jitter):
+        return None
+    enough = login.need.because != "scope" or set(login.need.scopes or ()) <= set(token.requested or ())
+    return token if enough else None
+
+
+def _claim(login: Login) -> Out:
+    if login.saves == MOST_SAVES:
+        return Failed(failure(Reason.STORE_CONTENDED, "the login could not be announced"))
+    expected = login.record.revision if login.record is not None else None
+    login, record = _next(login, replace(_base(login), login=login.claim))
+    return Await(Claiming(login, record), Save(login.key, record, expected))
+
+
+def _base(login: Login) -> GrantRecord:
+    return login.record or GrantRecord("", login.plan.server_url, login.plan.account)
+
+
+def _next(login: Login, record: GrantRecord) -> tuple[Login, GrantRecord]:
+    """A record with a new revision, and the login that has counted it."""
+    login = replace(login, saves=login.saves + 1)
+    return login, replace(record, revision=login.seed.text("revision", login.saves))
+
+
+# --- How, and as which client -----------------------------------------------------------------------------------------
+
+
+def _discover(login: Login, now: Now) -> Out:
+    record = _base(login)
+    query = discovery.Query(
+        login.plan,
+        login.need.resource_metadata,
+        record.current,
+        record.resource_metadata_seen,
+        tuple((grant.issuer, grant.token_endpoint) for grant in record.grants),
+    )
+    known = login.known
+    return _discovered(login, discovery.begin(query) if known is None else discovery.resume(query, known), now)
+
+
+def _discovered(login: Login, step: Step[discovery.State, Discovered], now: Now) -> Out:
+    return within(
+        step,
+        lambda inner: Discovering(login, inner),
+        lambda found: _choose(login, found, now),
+        lambda error: _withdraw(login, error, now),
+    )
+
+
+def _choose(login: Login, found: Discovered, now: Now) -> Out:
+    """Which scopes, and whether this authorization server may be used (RULES 2.9)."""
+    issuer, plan = found.metadata.issuer, login.plan
+    chosen = Chosen(found, _scopes(login, found))
+    if issuer in _base(login).allowed_issuers:
+        return _ready(login, chosen, None, now)
+    if plan.ask_issuer:
+        return Await(Asking(login, chosen), AskIssuer(plan.server_url, issuer, chosen.scopes))
+    notice = Notice("issuer-first-used", f"first login at {issuer} for {plan.server_url}")
+    return noting(_ready(login, chosen, None, now), notice)
+
+
+def _scopes(login: Login, found: Discovered) -> Scopes | None:
+    """RULES 2.15 and 3.5; what this issuer was asked for before is asked for again."""
+    earlier = _earlier(login, found)
+    if login.need.because == "scope":
+        return scopes.to_step_up(login.plan, earlier, login.need.scopes or ())
+    wanted = scopes.to_request(login.plan, login.need.scopes, found.scopes_supported, found.metadata)
+    if login.plan.scopes is not None or earlier is None or earlier.requested is None:
+        return wanted
+    return scopes.union(earlier.requested, wanted or ())
+
+
+def _earlier(login: Login, found: Discovered) -> Grant | None:
+    return next((grant for grant in _base(login).grants if grant.issuer == found.metadata.issuer), None)
+
+
+def _ready(login: Login, chosen: Chosen, forget: Registration | None, now: Now) -> Out:
+    query = client.Query(
+        login.plan,
+        login.key,
+        chosen.found,
+        chosen.scopes,
+        login.seed.child("client", int(login.again)),
+        forget or _forgotten(login, chosen.found),
+    )
+    return _readied(login, chosen, client.begin(query, now), now)
+
+
+def _forgotten(login: Login, found: Discovered) -> Registration | None:
+    """The client of the earlier grant, if the server did not know it any more at the last renewal."""
+    earlier = _earlier(login, found)
+    return earlier.registration if earlier is not None and earlier.client_refused else None
+
+
+def _readied(login: Login, chosen: Chosen, step: Step[client.State, Ready], now: Now) -> Out:
+    return within(
+        step,
+        lambda inner: Readying(login, chosen, inner),
+        lambda ready: _authorize(login, chosen, ready, now),
+        lambda error: _withdraw(login, error, now),
+    )
+
+
+# --- The person -------------------------------------------------------------------------------------------------------
+
+
+def _authorize(login: Login, chosen: Chosen, ready: Ready, now: Now) -> Out:
+    step = authorization_code.begin(
+        login.plan,
+        chosen.found.metadata,
+        ready.client,
+        redirect_uri=ready.redirect_uri,
+        resource=_resource(login.plan, chosen.found),
+        scopes=chosen.scopes,
+        consent=_consent(login, chosen, ready),
+        seed=login.seed.child("authorization", int(login.again)),
+    )
+    return _authorized(login, chosen, ready, step, now)
+
+
+def _resource(plan: Plan, found: Discovered) -> str | None:
+    """The `resource` parameter (RULES 2.16): the metadata's, byte for byte, unless the caller wants otherwise."""
+    match plan.resource:
+        case "always":
+            return found.resource
+        case "never":
+            return None
+        case override:
+            return override
+
+
+def _consent(login: Login, chosen: Chosen, ready: Ready) -> bool:
+    """OpenID providers are told to ask the person: for offline access, and for the first use of a public client id."""
+    issuer = chosen.found.metadata.issuer
+    first = ready.client.kind == "cimd" and issuer not in _base(login).allowed_issuers
+    return chosen.found.metadata.openid and (first or scopes.OFFLINE in (chosen.scopes or ()))
+
+
+def _authorized(
+    login: Login, chosen: Chosen, ready: Ready, step: Step[authorization_code.State, Authorized], now: Now
+) -> Out:
+    return within(
+        step,
+        lambda inner: Authorizing(login, chosen, ready, inner),
+        lambda result: _granted(login, chosen, ready, result),
+        lambda error: _unauthorized(login, chosen, ready, error, now),
+    )
+
+
+def _beat(login: Login, chosen: Chosen, ready: Ready, inner: authorization_code.State, now: Now) -> Out:
+    """Renew the claim. The record that is being saved counts as seen: if the save fails, the next one tells."""
+    expected = login.record.revision if login.record is not None else None
+    beats = inner.round if isinstance(inner, authorization_code.AwaitingRedirect) else 0
+    claim = replace(login.claim, until=now.wall + HEARTBEAT)
+    record = replace(_base(login), login=claim, revision=login.seed.text(f"beat/{login.again}", beats))
+    return Await(Beating(replace(login, record=record), chosen, ready, inner), Save(login.key, record, expected))
+
+
+def _go_on(login: Login, chosen: Chosen, ready: Ready, inner: authorization_code.State, now: Now) -> Out:
+    return _authorized(login, chosen, ready, authorization_code.advance(inner, StillWaiting(), now=now), now)
+
+
+def _overtaken(login: Login, now: Now) -> Out | None:
+    """Somebody logged out, or took over and logged in: this login is of no use any more."""
+    if login.record is not None and login.record.logged_out:
+        return Failed(failure(Reason.LOGGED_OUT, "a logout came between"))
+    token = _adoptable(login, now)
+    return Done(Outcome("stored", token)) if token is not None else None
+
+
+def _unauthorized(login: Login, chosen: Chosen, ready: Ready, error: Failure, now: Now) -> Out:
+    """A server that has forgotten our registration gets a new one, once (RULES 2.11)."""
+    if error.reason is Reason.CLIENT_REFUSED and ready.client.kind == "dcr" and not login.again:
+        notice = Notice("registered-again", f"{ready.client.issuer} does not know {ready.client.client_id} any more")
+        return noting(_ready(replace(login, again=True), chosen, ready.client, now), notice)
+    return _withdraw(login, error, now)
+
+
+def _withdraw(login: Login, error: Failure, now: Now) -> Out:
+    """Take the claim back, so that nobody waits for it; a denial is remembered (RULES 3.4, 3.5)."""
+    record = login.record
+    if record is None or record.login is None or record.login.id != login.claim.id or login.saves >= 2 * MOST_SAVES:
+        return Failed(error)
+    expected = record.revision
+    fruitless = error.reason in (Reason.ACCESS_DENIED, Reason.LOGIN_TIMED_OUT)
+    login, record = _next(
+        login,
+        replace(
+            record,
+            login=None,
+            no_login_before=now.wall + HOLD_BACK if fruitless else record.no_login_before,
+            denied_scopes=record.denied_scopes + _denied(login, error, record),
+        ),
+    )
+    return Await(Withdrawing(login, error), Save(login.key, record, expected))
+
+
+def _denied(login: Login, error: Failure, record: GrantRecord) -> tuple[Scopes, ...]:
+    if error.reason is not Reason.ACCESS_DENIED or login.need.because != "scope":
+        return ()
+    wanted = scopes.to_step_up(login.plan, current_grant(record), login.need.scopes or ())
+    return (wanted,) if wanted else ()
+
+
+# --- The save ---------------------------------------------------------------------------------------------------------
+
+
+def _granted(login: Login, chosen: Chosen, ready: Ready, result: Authorized) -> Out:
+    metadata, answer = chosen.found.metadata, result.answer
+    grant = Grant(
+        metadata.issuer,
+        ready.client,
+        metadata.token_endpoint or "",
+        answer.access_token,
+        answer.obtained_at,
+        login.seed.text("lineage"),
+        expires_at=answer.expires_at,
+        refresh_token=answer.refresh_token,
+        resource=_resource(login.plan, chosen.found),
+        requested=result.requested,
+        granted=result.granted,
+        revocation_endpoint=metadata.revocation_endpoint,
+        revocation_auth_methods=metadata.revocation_endpoint_auth_methods_supported,
+        extra_token_params=login.plan.token_params,
+    )
+    seen = _base(login).resource_metadata_seen or chosen.found.listed is not None
+    keep = Keep(login.key, "login", grant, login.seed.child("keep"), login.need.unlike, login.claim.id, seen)
+    return _saving(keeping.begin(keep, _base(login), login.record.revision if login.record else None))
+
+
+def _saving(step: Step[keeping.State, Kept]) -> Out:
+    return within(step, Saving, lambda kept: _kept(kept.then, kept.revoke))
+
+
+def _kept(then: Outcome | Failure, revoke: Grant | None) -> Out:
+    return _end(then) if revoke is None else _revoking(then, revocation.begin(revoke))
+
+
+def _revoking(then: Outcome | Failure, step: Step[revocation.State, tuple[revocation.Revoked, ...]]) -> Out:
+    return within(step, lambda inner: Revoking(then, inner), lambda _: _end(then))
+
+
+def _end(then: Outcome | Failure) -> Out:
+    return Failed(then) if isinstance(then, Failure) else Done(then)
+
+
+_READY = (Readying, Authorizing, Withdrawing, Failed)
+
+TABLE: Table = {
+    Claiming: (
+        (Save,),
+        {
+            Saved: (Discovering, Asking, *_READY),
+            Conflict: (Claiming, Elsewhere, Done, Failed),
+            StoreFailed: (Failed,),
+        },
+    ),
+    Elsewhere: ((Sleep,), {Woke: (Looking,)}),
+    Looking: ((Load,), {Loaded: (Claiming, Elsewhere, Done, Failed), StoreFailed: (Failed,)}),
+    Discovering: inside(discovery.TABLE, Discovering, Asking, *_READY),
+    Asking: ((AskIssuer,), {Allowed: _READY, UserFailed: (Withdrawing, Failed)}),
+    Readying: inside(client.TABLE, *_READY),
+    Authorizing: inside(authorization_code.TABLE, *_READY, Beating, Saving),
+    Beating: (
+        (Save,),
+        {
+            Saved: (Authorizing, Withdrawing, Failed),
+            StoreFailed: (Authorizing, Withdrawing, Failed),
+            Conflict: (Authorizing, Withdrawing, Done, Failed),
+        },
+    ),
+    Saving: inside(keeping.TABLE, Saving, Revoking, Done, Failed),
+    Withdrawing: ((Save,), {Saved: (Failed,), StoreFailed: (Failed,), Conflict: (Withdrawing, Failed)}),
+    Revoking: inside(revocation.TABLE, Revoking, Done, Failed),
+}

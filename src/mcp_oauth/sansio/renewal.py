@@ -1,0 +1,463 @@
+"""The machine that renews one grant under the store's lock (RULES 4.4 to 4.12): at most 150 effects, normally 4.
+
+    Acquire -> Send(refresh) -> Save -> Release
+
+Each rule of it was found by experiment: read again under the lock, and stop if a peer was faster; a refusal counts
+only after a fresh read; a save is judged by its revision alone; what was certainly not processed is tried again
+without the lock; what may have been processed is presented once more at once, within the servers' grace; and nothing
+is discarded but on `invalid_grant`.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from mcp_oauth.sansio import keeping, revocation, token_endpoint
+from mcp_oauth.sansio.errors import Failure, Reason, failure
+from mcp_oauth.sansio.grant import (
+    Grant,
+    GrantRecord,
+    Token,
+    alive,
+    current_grant,
+    fresh,
+    renewable,
+    token_of,
+    with_grant,
+)
+from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
+from mcp_oauth.sansio.messages import DEADLINE, Response, retry_after
+from mcp_oauth.sansio.revocation import Revoked
+from mcp_oauth.sansio.steps import (
+    Acquire,
+    Acquired,
+    Await,
+    Busy,
+    Conflict,
+    Done,
+    Event,
+    Failed,
+    Load,
+    Loaded,
+    Misuse,
+    Notice,
+    Release,
+    Released,
+    Save,
+    Saved,
+    Send,
+    SendFailed,
+    Sleep,
+    Step,
+    StoreFailed,
+    Table,
+    Woke,
+    inside,
+    within,
+)
+from mcp_oauth.sansio.token_endpoint import TokenAnswer
+from mcp_oauth.sansio.values import Now, Seed, Value, fingerprint
+
+MOST_POLLS = 36
+"""Looks at a busy lock, from 50 ms to 1 s apart: about 30 seconds (RULES 4.4)."""
+RETRIES = (1.0, 2.0, 4.0)
+"""Seconds before a request is sent again that was certainly not processed (RULES 3.3)."""
+LONGEST_REST = 60.0
+"""Seconds of a Retry-After that are obeyed."""
+AFTER_AMBIGUITY = 5.0
+"""Seconds before the next try, after two answers were lost."""
+MOST_REFUSALS = 3
+"""Refusals in a row, other than invalid_grant, after which only a login helps (FN 5)."""
+MOST_RENEWALS = 30
+"""Renewals of one grant in a minute (RULES 3.4)."""
+MOST_EFFECTS = 3 * MOST_POLLS + (len(RETRIES) + 1) * 6 + keeping.MOST_EFFECTS + revocation.MOST_EFFECTS + 4
+
+
+class Task(Value, frozen=True):
+    """What is to be renewed."""
+
+    shown = ("key", "polls", "tries")
+
+    key: str
+    seed: Seed
+    jitter: float
+    presented: str
+    """Fingerprint of the refresh token that was judged to be renewed."""
+    unlike: str | None
+    """Fingerprint of the access token that will not do."""
+    polls: int = 0
+    tries: int = 0
+    """Requests that were certainly not processed."""
+
+
+class Rest(Value, frozen=True):
+    """Not an end: wait without the lock, then start again."""
+
+    shown = ("task", "seconds")
+
+    task: Task
+    seconds: float
+
+
+After = Outcome | Failure | Rest
+
+
+class Locking(Value, frozen=True, tag="renewal.Locking"):
+    """Waits for the lock's answer."""
+
+    shown = ("task",)
+
+    task: Task
+
+
+class Waiting(Value, frozen=True, tag="renewal.Waiting"):
+    """The lock is somebody's."""
+
+    shown = ("task", "holder")
+
+    task: Task
+    holder: str
+
+
+class Looking(Value, frozen=True, tag="renewal.Looking"):
+    """Has the holder renewed it already?"""
+
+    shown = ("task", "holder")
+
+    task: Task
+    holder: str
+
+
+class Sending(Value, frozen=True, tag="renewal.Sending"):
+    """The refresh token is on its way."""
+
+    shown = ("task", "again")
+
+    task: Task
+    record: GrantRecord
+    grant: Grant
+    sent: Now
+    again: bool = False
+    """The answer to the first request was lost."""
+
+
+class Saving(Value, frozen=True, tag="renewal.Saving"):
+    """The renewed grant is being saved."""
+
+    shown = ("inner",)
+
+    inner: keeping.State
+
+
+class Confirming(Value, frozen=True, tag="renewal.Confirming"):
+    """The refresh token was refused: is it still the current one?"""
+
+    shown = ("task", "refusal")
+
+    task: Task
+    refusal: Failure
+
+
+class Noting(Value, frozen=True, tag="renewal.Noting"):
+    """What others must know is being saved: when to try again, that a token is dead."""
+
+    shown = ("then",)
+
+    then: After
+
+
+class Releasing(Value, frozen=True, tag="renewal.Releasing"):
+    """The lock is being given back."""
+
+    shown = ("then",)
+
+    then: After
+    revoke: Grant | None = None
+
+
+class Resting(Value, frozen=True, tag="renewal.Resting"):
+    """Waits without the lock."""
+
+    shown = ("task",)
+
+    task: Task
+
+
+class Revoking(Value, frozen=True, tag="renewal.Revoking"):
+    """Revokes a renewed grant that nobody may use."""
+
+    shown = ("then",)
+
+    then: Outcome | Failure
+    inner: revocation.State
+
+
+State = Locking | Waiting | Looking | Sending | Saving | Confirming | Noting | Releasing | Resting | Revoking
+Out = Step[State, Outcome]
+
+
+def begin(key: str, grant: Grant, *, unlike: str | None, seed: Seed, jitter: float) -> Out:
+    """Renew `grant`, which is `renewable` and stands in the record at `key`."""
+    task = Task(key, seed, jitter, fingerprint(grant.refresh_token or ""), unlike)
+    return _lock(task)
+
+
+def advance(state: State, event: Event, *, now: Now) -> Out:
+    """See the table below, and the rules above."""
+    match state, event:
+        case Locking(task), Acquired(record, valid_until):
+            return _acquired(task, grants(record), valid_until, now)
+        case Locking(task), Busy(holder):
+            return _busy(task, holder)
+        case Waiting(task, holder), Woke():
+            return Await(Looking(task, holder), Load(task.key))
+        case Looking(task), Loaded(record):
+            token = _adoptable(task, grants(record), now)
+            return Done(Outcome("stored", token)) if token else _lock(task)
+        case Sending(), Response():
+            return _answered(state, event, now)
+        case Sending(), SendFailed(reason, may_have_arrived):
+            return _unanswered(state, reason, may_have_arrived, now)
+        case Saving(inner), _:
+            return _saving(keeping.advance(inner, event, now=now))
+        case Confirming(task, refusal), Loaded(record):
+            return _confirmed(task, refusal, grants(record))
+        case Noting(then), Saved() | Conflict() | StoreFailed():
+            return _release(then)
+        case Releasing(then, revoke), Released():
+            return _released(then, revoke)
+        case Resting(task), Woke():
+            return _lock(task)
+        case Revoking(then, inner), _:
+            return _revoking(then, revocation.advance(inner, event))
+        case ((Locking() | Looking()), StoreFailed(reason)):
+            return Failed(failure(Reason.STORE_FAILED, reason))
+        case Confirming(), StoreFailed(reason):
+            return _release(failure(Reason.STORE_FAILED, reason))
+        case _:
+            raise Misuse(state, event)
+
+
+# --- The lock ---------------------------------------------------------------------------------------------------------
+
+
+def _lock(task: Task) -> Out:
+    return Await(Locking(task), Acquire(task.key))
+
+
+def _busy(task: Task, holder: str) -> Out:
+    if task.polls == MOST_POLLS:
+        return Failed(failure(Reason.RENEWAL_BUSY, f"the grant is locked by {holder}"))
+    seconds = min(1.0, 0.05 * 1.5**task.polls) * (0.75 + task.seed.fraction("poll", task.polls) / 2)
+    notices = (Notice("lock-busy", f"waiting for {holder}"),) if task.polls == 0 else ()
+    return Await(Waiting(replace(task, polls=task.polls + 1), holder), Sleep(seconds), notices)
+
+
+def _adoptable(task: Task, record: GrantRecord | None, now: Now) -> Token | None:
+    """A peer's token that will do (RULES 4.6)."""
+    grant = current_grant(record)
+    token = token_of(grant) if grant else None
+    will_do = token is not None and token.fingerprint != task.unlike and fresh(token, now, task.jitter)
+    return token if will_do else None
+
+
+def _acquired(task: Task, record: GrantRecord | None, valid_until: float | None, now: Now) -> Out:
+    """Read again under the lock: stop if a peer was faster or the grant is another one (RULES 4.6)."""
+    token = _adoptable(task, record, now)
+    if token is not None:
+        return _release(Outcome("stored", token))
+    grant = current_grant(record)
+    if record is None or grant is None or not _judged(task, grant):
+        return _release(Outcome())
+    if grant.next_attempt_at is not None and now.wall < grant.next_attempt_at:
+        return _postponed(task, grant, now, grant.next_attempt_at - now.wall)
+    if len(_recent(grant, now)) >= MOST_RENEWALS:
+        return _release(failure(Reason.RENEWAL_TOO_OFTEN, f"{MOST_RENEWALS} renewals within a minute"))
+    if valid_until is not None and now.elapsed + DEADLINE > valid_until:
+        return _release(Outcome())
+    return _send(task, record, grant, now)
+
+
+def _judged(task: Task, grant: Grant) -> bool:
+    return renewable(grant) and fingerprint(grant.refresh_token or "") == task.presented
+
+
+def _serves(task: Task, grant: Grant, now: Now) -> bool:
+    """The access token at hand will still do: an early renewal may fail without harm (FN 11)."""
+    return alive(grant, now) and fingerprint(grant.access_token) != task.unlike
+
+
+def _recent(grant: Grant, now: Now) -> tuple[float, ...]:
+    return tuple(at for at in grant.renewals if now.wall - 60.0 < at <= now.wall)
+
+
+# --- The request ------------------------------------------------------------------------------------------------------
+
+
+def _send(task: Task, record: GrantRecord, grant: Grant, now: Now, again: bool = False) -> Out:
+    request = token_endpoint.refresh_request(
+        grant.token_endpoint,
+        grant.registration,
+        refresh_token=grant.refresh_token or "",
+        resource=grant.resource,
+        extra=grant.extra_token_params,
+    )
+    return Await(Sending(task, record, grant, now, again), Send(request))
+
+
+def _answered(state: Sending, response: Response, now: Now) -> Out:
+    if response.status in (429, 503):
+        seconds = min(retry_after(response) or 0.0, LONGEST_REST)
+        return _not_processed(state, f"HTTP {response.status}", seconds, now)
+    grant = state.grant
+    hide = (grant.refresh_token, grant.registration.client_secret)
+    answer = token_endpoint.read(response, grant.token_endpoint, state.sent, Reason.RENEWAL_REFUSED, hide=hide)
+    if isinstance(answer, TokenAnswer):
+        return _renewed(state, answer, now)
+    if response.status >= 500 or answer.reason is Reason.TOKEN_UNREADABLE:
+        return _ambiguous(state, answer.message, now)
+    return _refused(state, answer, now)
+
+
+def _unanswered(state: Sending, reason: str, may_have_arrived: bool, now: Now) -> Out:
+    return _ambiguous(state, reason, now) if may_have_arrived else _not_processed(state, reason, 0.0, now)
+
+
+def _not_processed(state: Sending, reason: str, seconds: float, now: Now) -> Out:
+    """Certainly not: sleep without the lock, start again (RULES 4.9)."""
+    task = state.task
+    seconds = max(seconds, RETRIES[min(task.tries, len(RETRIES) - 1)])
+    if task.tries < len(RETRIES) and not _serves(task, state.grant, now):
+        return _note(state, Rest(replace(task, tries=task.tries + 1), seconds), now, seconds)
+    message = f"the token endpoint is unavailable: {reason}"
+    error = failure(Reason.RENEWAL_UNAVAILABLE, message, url=state.grant.token_endpoint)
+    return _note(state, error, now, seconds)
+
+
+def _ambiguous(state: Sending, reason: str, now: Now) -> Out:
+    """It may have been processed: present it once more at once, within the server's grace (RULES 3.3)."""
+    if not state.again:
+        return _send(state.task, state.record, state.grant, now, again=True)
+    message = f"the answer to the renewal was lost twice: {reason}"
+    error = failure(Reason.RENEWAL_AMBIGUOUS, message, url=state.grant.token_endpoint)
+    return _note(state, error, now, AFTER_AMBIGUITY)
+
+
+def _refused(state: Sending, refusal: Failure, now: Now) -> Out:
+    """Only `invalid_grant` means that the token is dead, and only after a fresh read (RULES 3.2)."""
+    grant = state.grant
+    if refusal.oauth_error == "invalid_grant" and not _serves(state.task, grant, now):
+        return Await(Confirming(state.task, refusal), Load(state.task.key))
+    if refusal.oauth_error == "invalid_grant":
+        # Some servers refuse an early renewal only (FN 11): the token at hand lives, so ask again when it does not.
+        return _note(state, refusal, now, (grant.expires_at or now.wall + AFTER_AMBIGUITY) - now.wall)
+    forgotten = refusal.reason is Reason.CLIENT_REFUSED and grant.registration.kind == "dcr"
+    if forgotten or grant.refusals + 1 >= MOST_REFUSALS:
+        return Await(Confirming(state.task, refusal), Load(state.task.key))
+    return _note(state, refusal, now, AFTER_AMBIGUITY, refused=True)
+
+
+def _note(state: Sending, then: After, now: Now, seconds: float, refused: bool = False) -> Out:
+    """Save when the next attempt may be made, then go on to `then`; an early renewal goes on with the token it has."""
+    grant = replace(
+        state.grant, next_attempt_at=now.wall + seconds, refusals=state.grant.refusals + 1 if refused else 0
+    )
+    record = _next_revision(state.task, with_grant(state.record, grant))
+    if isinstance(then, Failure) and _serves(state.task, grant, now):
+        then = Outcome("stored", token_of(grant))
+    notice = Notice("renewal-postponed", f"the next renewal is tried in {seconds:.0f} s at the earliest")
+    return Await(Noting(then), Save(state.task.key, record, state.record.revision), (notice,))
+
+
+def _next_revision(task: Task, record: GrantRecord) -> GrantRecord:
+    return replace(record, revision=task.seed.text("revision", task.tries))
+
+
+def _postponed(task: Task, grant: Grant, now: Now, seconds: float) -> Out:
+    """Somebody else was told to wait: so do we."""
+    if _serves(task, grant, now):
+        return _release(Outcome("stored", token_of(grant)))
+    if task.tries < len(RETRIES) and seconds <= LONGEST_REST:
+        return _release(Rest(replace(task, tries=task.tries + 1), seconds))
+    message = f"the next renewal may be tried in {seconds:.0f} s"
+    return _release(failure(Reason.RENEWAL_UNAVAILABLE, message, url=grant.token_endpoint))
+
+
+# --- The save ---------------------------------------------------------------------------------------------------------
+
+
+def _renewed(state: Sending, answer: TokenAnswer, now: Now) -> Out:
+    """What the answer leaves out stays as it was (RULES 3.6)."""
+    old = state.grant
+    grant = replace(
+        old,
+        access_token=answer.access_token,
+        obtained_at=answer.obtained_at,
+        expires_at=answer.expires_at,
+        refresh_token=answer.refresh_token or old.refresh_token,
+        granted=answer.scopes if answer.scopes is not None else old.granted,
+        parent=state.task.presented,
+        generation=old.generation + 1,
+        refused=None,
+        refusals=0,
+        next_attempt_at=None,
+        renewals=(*_recent(old, now), now.wall),
+    )
+    task = state.task
+    keep = Keep(task.key, "renewed", grant, task.seed.child("keep", task.tries), task.unlike)
+    return _saving(keeping.begin(keep, state.record, state.record.revision))
+
+
+def _saving(step: Step[keeping.State, Kept]) -> Out:
+    return within(step, Saving, lambda kept: _release(kept.then, kept.revoke))
+
+
+# --- The end ----------------------------------------------------------------------------------------------------------
+
+
+def _confirmed(task: Task, refusal: Failure, record: GrantRecord | None) -> Out:
+    """Still the current token: it is dead, and everybody may know."""
+    grant = current_grant(record)
+    if record is None or grant is None or not _judged(task, grant):
+        return _release(Outcome())
+    forgotten = refusal.reason is Reason.CLIENT_REFUSED
+    buried = _next_revision(task, with_grant(record, replace(grant, refused=task.presented, client_refused=forgotten)))
+    return Await(Noting(Outcome(failure=refusal)), Save(task.key, buried, record.revision))
+
+
+def _release(then: After, revoke: Grant | None = None) -> Out:
+    return Await(Releasing(then, revoke), Release())
+
+
+def _released(then: After, revoke: Grant | None) -> Out:
+    if isinstance(then, Rest):
+        return Await(Resting(then.task), Sleep(then.seconds))
+    return _revoking(then, revocation.begin(revoke)) if revoke is not None else _end(then)
+
+
+def _revoking(then: Outcome | Failure, step: Step[revocation.State, tuple[Revoked, ...]]) -> Out:
+    return within(step, lambda inner: Revoking(then, inner), lambda _: _end(then))
+
+
+def _end(then: Outcome | Failure) -> Out:
+    return Failed(then) if isinstance(then, Failure) else Done(then)
+
+
+TABLE: Table = {
+    Locking: (
+        (Acquire,),
+        {Acquired: (Releasing, Sending), Busy: (Waiting, Failed), StoreFailed: (Failed,)},
+    ),
+    Waiting: ((Sleep,), {Woke: (Looking,)}),
+    Looking: ((Load,), {Loaded: (Locking, Done), StoreFailed: (Failed,)}),
+    Sending: (
+        (Send,),
+        {Response: (Sending, Saving, Confirming, Noting), SendFailed: (Sending, Noting)},
+    ),
+    Saving: inside(keeping.TABLE, Saving, Releasing),
+    Confirming: ((Load,), {Loaded: (Noting, Releasing), StoreFailed: (Releasing,)}),
+    Noting: ((Save,), {Saved: (Releasing,), Conflict: (Releasing,), StoreFailed: (Releasing,)}),
+    Releasing: ((Release,), {Released: (Resting, Revoking, Done, Failed)}),
+    Resting: ((Sleep,), {Woke: (Locking,)}),
+    Revoking: inside(revocation.TABLE, Revoking, Done, Failed),
+}

@@ -1,0 +1,286 @@
+"""The machine that keeps one grant: adopts, renews or logs in. One at a time for each grant in a process.
+
+    Load -> (the stored token will do) Done
+         -> renewal
+         -> login
+
+It alone locks, saves and opens a browser. At most 4700 effects, normally 1 (a stored token) or 5 (a renewal).
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from mcp_oauth.sansio import keeping, login, renewal, resource
+from mcp_oauth.sansio.errors import Failure, Reason, failure
+from mcp_oauth.sansio.grant import (
+    Grant,
+    GrantRecord,
+    alive,
+    current_grant,
+    fresh,
+    grant_key,
+    renewable,
+    token_of,
+)
+from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
+from mcp_oauth.sansio.plan import Plan
+from mcp_oauth.sansio.resource import Found
+from mcp_oauth.sansio.steps import (
+    Await,
+    Done,
+    Event,
+    Failed,
+    Load,
+    Loaded,
+    Misuse,
+    Need,
+    Step,
+    StoreFailed,
+    Table,
+    inside,
+    within,
+)
+from mcp_oauth.sansio.values import Now, Seed, Value, fingerprint
+
+MOST_ROUNDS = 3
+"""Times that the record is read anew because others changed it."""
+MOST_EFFECTS = (
+    MOST_ROUNDS * (1 + resource.MOST_EFFECTS + renewal.MOST_EFFECTS) + login.MOST_EFFECTS + keeping.MOST_EFFECTS
+)
+UNACCEPTED = 60.0
+"""Seconds in which a renewed token that was never accepted is not renewed again (RULES 3.4)."""
+FRUITLESS = 600.0
+"""Seconds in which a login whose token was never accepted is neither renewed nor repeated unasked (RULES 3.4)."""
+
+
+class Run(Value, frozen=True):
+    """What one run is for."""
+
+    shown = ("plan", "need", "rounds")
+
+    plan: Plan
+    need: Need
+    seed: Seed
+    key: str
+    unsaved: GrantRecord | None = None
+    """A record that the store would not take the last time (RULES 4.11)."""
+    rounds: int = 0
+
+
+class Reading(Value, frozen=True, tag="upkeep.Reading"):
+    """What is stored?"""
+
+    shown = ("run",)
+
+    run: Run
+
+
+class Restoring(Value, frozen=True, tag="upkeep.Restoring"):
+    """Saves what the store would not take the last time."""
+
+    shown = ("inner",)
+
+    run: Run
+    inner: keeping.State
+
+
+class Checking(Value, frozen=True, tag="upkeep.Checking"):
+    """A token was refused: is its issuer still the resource's?"""
+
+    shown = ("inner",)
+
+    run: Run
+    record: GrantRecord
+    inner: resource.State
+
+
+class Renewing(Value, frozen=True, tag="upkeep.Renewing"):
+    """Renews the grant."""
+
+    shown = ("inner",)
+
+    run: Run
+    inner: renewal.State
+
+
+class LoggingIn(Value, frozen=True, tag="upkeep.LoggingIn"):
+    """Logs in."""
+
+    shown = ("inner",)
+
+    run: Run
+    inner: login.State
+
+
+State = Reading | Restoring | Checking | Renewing | LoggingIn
+Out = Step[State, Outcome]
+
+
+def begin(plan: Plan, need: Need, seed: Seed, unsaved: GrantRecord | None = None) -> Out:
+    """Get a token that serves `need`.
+
+    The outcome has no token where none is stored and the need is only `missing` or `expiring`: whether one is needed
+    at all, the server's challenge tells.
+    """
+    return _read(Run(plan, need, seed, grant_key(plan.server_url, plan.account), unsaved))
+
+
+def advance(state: State, event: Event, *, now: Now) -> Out:
+    """See the table below."""
+    match state, event:
+        case Reading(run), Loaded(record):
+            stored = grants(record)
+            return _restore(run, run.unsaved, stored, now) if run.unsaved else _decide(run, stored, now)
+        case Reading(run), StoreFailed(reason):
+            return _unreadable(run, reason, now)
+        case Restoring(run, inner), _:
+            return _restoring(run, keeping.advance(inner, event, now=now), now)
+        case Checking(run, record, inner), _:
+            return _checked(run, record, resource.advance(inner, event), now)
+        case Renewing(run, inner), _:
+            return _renewed(run, renewal.advance(inner, event, now=now))
+        case LoggingIn(run, inner), _:
+            return _logged_in(run, login.advance(inner, event, now=now))
+        case _:
+            raise Misuse(state, event)
+
+
+# --- What is stored ---------------------------------------------------------------------------------------------------
+
+
+def _read(run: Run) -> Out:
+    return Await(Reading(run), Load(run.key))
+
+
+def _read_again(run: Run) -> Out:
+    if run.rounds + 1 == MOST_ROUNDS:
+        return Failed(failure(Reason.STORE_CONTENDED, "the grant changes faster than it can be read"))
+    return _read(replace(run, rounds=run.rounds + 1))
+
+
+def _restore(run: Run, unsaved: GrantRecord, stored: GrantRecord | None, now: Now) -> Out:
+    grant = current_grant(unsaved)
+    run = replace(run, unsaved=None)
+    if grant is None:
+        return _decide(run, stored, now)
+    keep = Keep(run.key, "stored", grant, run.seed.child("restore"), run.need.unlike)
+    return _restoring(run, keeping.settle(keep, unsaved, stored, now), now)
+
+
+def _restoring(run: Run, step: Step[keeping.State, Kept], now: Now) -> Out:
+    return within(step, lambda inner: Restoring(run, inner), lambda kept: _restored(run, kept, now))
+
+
+def _restored(run: Run, kept: Kept, now: Now) -> Out:
+    unsaved = kept.then.unsaved if isinstance(kept.then, Outcome) else None
+    return _decide(run, unsaved, now) if unsaved is not None else _read_again(run)
+
+
+def _unreadable(run: Run, reason: str, now: Now) -> Out:
+    """The store fails: what is in memory only still serves."""
+    grant = current_grant(run.unsaved)
+    if grant is not None and _serves(run, grant, now):
+        return Done(Outcome("stored", token_of(grant), unsaved=run.unsaved))
+    return Failed(failure(Reason.STORE_FAILED, reason))
+
+
+# --- What to do -------------------------------------------------------------------------------------------------------
+
+
+def _decide(run: Run, record: GrantRecord | None, now: Now) -> Out:
+    """A stored token, a renewal, a login: in this order."""
+    grant = current_grant(record)
+    if grant is not None and _serves(run, grant, now):
+        return Done(Outcome("stored", token_of(grant)))
+    if record is None or grant is None or not _may_renew(run, grant, now):
+        return _login_or_nothing(run, record, None, now)
+    if run.need.because == "refused":
+        return _checked(run, record, resource.begin(run.plan, run.need.resource_metadata), now)
+    return _renew(run, grant)
+
+
+def _serves(run: Run, grant: Grant, now: Now) -> bool:
+    need = run.need
+    if not fresh(grant, now, run.plan.jitter) or fingerprint(grant.access_token) == need.unlike:
+        return False
+    return need.because != "scope" or set(need.scopes or ()) <= set(grant.requested or ())
+
+
+def _may_renew(run: Run, grant: Grant, now: Now) -> bool:
+    """A scope needs a login; a renewed token that was refused at once is not renewed again (RULES 3.4)."""
+    return renewable(grant) and run.need.may_renew and run.need.because != "scope" and not _fruitless(run, grant, now)
+
+
+def _checked(run: Run, record: GrantRecord, step: Step[resource.State, Found], now: Now) -> Out:
+    return within(
+        step,
+        lambda inner: Checking(run, record, inner),
+        lambda found: _still_listed(run, record, found, now),
+        lambda error: _unchecked(run, record, error),
+    )
+
+
+def _still_listed(run: Run, record: GrantRecord, found: Found, now: Now) -> Out:
+    """RULES 3.1: renew at the recorded issuer while the resource lists it; else log in at the new one."""
+    grant = current_grant(record)
+    listed = found.metadata.authorization_servers if found.metadata else ()
+    published = {published for entry, published in run.plan.trusted_issuer if entry in listed}
+    if grant is not None and (not listed or grant.issuer in published.union(listed)):
+        return _renew(run, grant)
+    return _login_or_nothing(run, record, found, now)
+
+
+def _unchecked(run: Run, record: GrantRecord, error: Failure) -> Out:
+    grant = current_grant(record)
+    if grant is not None and error.reason is Reason.SERVER_UNAVAILABLE:
+        return _renew(run, grant)
+    return Failed(error)
+
+
+def _renew(run: Run, grant: Grant) -> Out:
+    seed = run.seed.child("renewal", run.rounds)
+    return _renewed(run, renewal.begin(run.key, grant, unlike=run.need.unlike, seed=seed, jitter=run.plan.jitter))
+
+
+def _renewed(run: Run, step: Step[renewal.State, Outcome]) -> Out:
+    """A dead grant is read again: its tombstone says that only a login helps."""
+    return within(step, lambda inner: Renewing(run, inner), lambda outcome: _end(run, outcome))
+
+
+def _logged_in(run: Run, step: Step[login.State, Outcome]) -> Out:
+    return within(step, lambda inner: LoggingIn(run, inner), lambda outcome: _end(run, outcome))
+
+
+def _end(run: Run, outcome: Outcome) -> Out:
+    return Done(outcome) if outcome.token is not None else _read_again(run)
+
+
+def _login_or_nothing(run: Run, record: GrantRecord | None, found: Found | None, now: Now) -> Out:
+    need, grant = run.need, current_grant(record)
+    if need.because in ("missing", "expiring"):
+        return Done(Outcome("stored", token_of(grant)) if grant is not None and alive(grant, now) else Outcome())
+    if not need.may_login:
+        return Done(Outcome())
+    if grant is not None and grant.generation == 0 and _fruitless(run, grant, now):
+        message = f"{run.plan.server_url} refuses the token of the last login"
+        return Failed(failure(Reason.LOGIN_HELD_BACK, message))
+    seed = run.seed.child("login", run.rounds)
+    return _logged_in(run, login.begin(run.plan, run.key, need, record=record, known=found, seed=seed, now=now))
+
+
+def _fruitless(run: Run, grant: Grant, now: Now) -> bool:
+    """The token was obtained a moment ago, and refused without ever having been accepted."""
+    this_one = run.need.never_accepted and fingerprint(grant.access_token) == run.need.unlike
+    return this_one and now.wall - grant.obtained_at < (UNACCEPTED if grant.generation else FRUITLESS)
+
+
+_DECIDED = (Reading, Checking, Renewing, LoggingIn, Done, Failed)
+
+TABLE: Table = {
+    Reading: ((Load,), {Loaded: (Restoring, *_DECIDED), StoreFailed: (Done, Failed)}),
+    Restoring: inside(keeping.TABLE, Restoring, *_DECIDED),
+    Checking: inside(resource.TABLE, Checking, Renewing, LoggingIn, Done, Failed),
+    Renewing: inside(renewal.TABLE, Renewing, Reading, Done, Failed),
+    LoggingIn: inside(login.TABLE, LoggingIn, Reading, Done, Failed),
+}
