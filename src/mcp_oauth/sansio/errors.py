@@ -257,11 +257,15 @@ def failure(reason: Reason, message: str, *, url: str | None = None, attempts: t
     return Failure(reason, printable(message, 2000), None if url is None else without_query(url), attempts=attempts)
 
 
+_TOLD = ("error_description", "message", "msg")
+"""Where servers tell what is wrong: by the standard, and otherwise (Supabase)."""
+
+
 def refused(reason: Reason, what: str, url: str, response: Response, attempts: tuple[Attempt, ...] = ()) -> Failure:
     """A failure that an HTTP answer explains, with the OAuth error and its description if the body has them."""
     document = read_document(response) or {}
     error = text_member(document, "error")
-    told = text_member(document, "error_description") or text_member(document, "message")
+    told = next(filter(None, (text_member(document, name) for name in _TOLD)), None)
     parts = [f"{what} answered HTTP {response.status}"]
     parts += [printable(error, 80)] if error else []
     parts += [printable(told)] if told else []

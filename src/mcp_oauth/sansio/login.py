@@ -330,7 +330,8 @@ def _claim(login: Login) -> Out:
     if login.saves == MOST_SAVES:
         return Failed(failure(Reason.STORE_CONTENDED, "the login could not be announced"))
     expected = login.record.revision if login.record is not None else None
-    login, record = _next(login, replace(_base(login), login=login.claim))
+    # A logout from here on is one that came between.
+    login, record = _next(login, replace(_base(login), login=login.claim, logged_out=False))
     return Await(Claiming(login, record), Save(login.key, record, expected))
 
 

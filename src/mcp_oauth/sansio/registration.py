@@ -262,7 +262,7 @@ def _access_token(token: str | None) -> str | None:
 def _redirected(state: Registering, response: Response) -> Out:
     """RULES 1.4: same origin, three at most, and never with an initial access token."""
     location = header(response.headers, "location") or ""
-    target = uris.redirect_target(state.url, location)
+    target = uris.redirect_target(state.url, location) if location else None
     if target is None or state.redirects == MOST_REDIRECTS or _dynamic(state.query).initial_access_token:
         message = f"the registration endpoint redirects to {uris.without_query(location)}, which is not followed"
         return Failed(failure(Reason.REGISTRATION_REFUSED, message, url=state.url))

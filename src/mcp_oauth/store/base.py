@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class StoreError(Exception):
     """A store could not do what was asked. The message names the cause, the place and the cure, and no secret."""
+
+
+class WrongPasswordError(StoreError):
+    """The password, or its absence, does not open the store. Nothing was changed."""
+
+
+class DamagedError(StoreError):
+    """What is stored is not what was saved there. It was not overwritten: the message says where it is now."""
+
+
+class NewerFormatError(StoreError):
+    """Written by a later release. It was left as it is."""
+
+
+class NotWritableError(StoreError):
+    """A read-only place, or no permission to write there."""
+
+
+class StoreFullError(StoreError):
+    """No space, no quota, or over a size limit."""
+
+
+class UnsafePlaceError(StoreError):
+    """A place where others could read or replace what is kept, or where its locks would not hold."""
+
+
+class StoreBusyError(StoreError):
+    """A peer held what a short write needs for longer than ten seconds: it is stopped, or very slow."""
 
 
 class Stored(NamedTuple):
@@ -41,17 +71,39 @@ class Lease(Protocol):
     """The lock of one key, held. Leaving the context releases it; so does the end of the process."""
 
     valid_until: float | None
-    """Elapsed seconds (as `Now.elapsed`) at which a lease lapses; None: a kernel lock, which does not."""
+    """Elapsed seconds (as `Now.elapsed`) at which a lease lapses; None: a lock of the system, which does not."""
 
     @property
     def exclusive(self) -> bool:
-        """True for a kernel lock: a previous holder that did not release it is certainly dead."""
+        """True for a lock of the system: a previous holder that did not release it is certainly dead."""
         ...
 
     def __enter__(self) -> Lease: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
+
+
+class ProcessLease:
+    """A lock that lasts until it is released or its process ends. A forked child's copy of it is nothing."""
+
+    valid_until: float | None = None
+    exclusive = True
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        """Leaving the context calls `release`, once, and only in the process that made this."""
+        self._release: Callable[[], None] | None = release
+        self._process = os.getpid()
+
+    def __enter__(self) -> ProcessLease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        release, self._release = self._release, None
+        if release is not None and os.getpid() == self._process:
+            release()
 
 
 @runtime_checkable
@@ -81,6 +133,9 @@ class Store(Protocol):
 
     def try_lock(self, key: str) -> Lease | Held:
         """Try once to take the cross-process lock of a key, and prove that a successor can be written.
+
+        Not re-entrant: `Held` also if this very thread has it. To be released on the thread that took it, and what
+        was set aside as proof serves a `save` on that thread. Saving needs no lease.
 
         Raises `StoreError` where the next `save` would certainly fail (a read-only folder, a full disk).
         """

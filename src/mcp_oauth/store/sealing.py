@@ -1,0 +1,270 @@
+"""How values are sealed, and how the key that seals them is kept. Bytes in, bytes out: no files, no clock.
+
+A store has one random key of 32 bytes. Its **header** (JSON) holds that key, wrapped with AES-256-GCM under what
+Argon2id (RFC 9106) or PBKDF2-HMAC-SHA256 (RFC 8018) makes of a password, or bare where there is no password and the
+place itself is the protection. A header carries its own checksum, so that a wrong password and a damaged header are
+told apart, and the costs it asks for have a ceiling, so that a planted header cannot stop the reader.
+
+A **record** is sealed with AES-256-GCM under a key of its own, HKDF-SHA256 (RFC 5869) of the store's key and a fresh
+salt, so that no number of records brings two equal nonces under one key:
+
+    magic 8 | format 1 | store key id 8 | slot 32 | salt 32 | nonce 12 | revision length 2 | sealed length 4
+    revision | sealed(name length 4 | name | value)
+
+All before the sealed part is its associated data. The slot is the SHA-256 of the name, so a record is bound to its
+name and its revision, and a record moved to another name is known for what it is. What sealing cannot show is an
+older record put back under its own name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import struct
+import threading
+import unicodedata
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from mcp_oauth.sansio.values import SecretBytes, Value
+
+from .base import DamagedError, NewerFormatError, StoreError, WrongPasswordError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+FORMAT = 1
+MAGIC = b"mcpoauth"
+HEADER_CURE = "it was left as it is: restore it, or remove the store and log in again"
+_FIXED = struct.Struct(">8sB8s32s32s12sHI")
+_LENGTH = struct.Struct(">I")
+_TAG = 16
+
+KdfName = Literal["argon2id", "pbkdf2"]
+_Salt = Annotated[bytes, Meta(min_length=16, max_length=64)]
+
+
+class Argon2id(Value, frozen=True):
+    """Argon2id and its cost: OWASP's first choice, and at most 13 times its memory and 5 times its passes."""
+
+    salt: _Salt
+    iterations: Annotated[int, Meta(ge=1, le=10)] = 2
+    lanes: Annotated[int, Meta(ge=1, le=8)] = 1
+    memory_kib: Annotated[int, Meta(ge=64, le=256 * 1024)] = 19 * 1024
+
+
+class Pbkdf2(Value, frozen=True):
+    """PBKDF2-HMAC-SHA256 and its cost: OWASP's figure, and at most ten times that."""
+
+    salt: _Salt
+    iterations: Annotated[int, Meta(ge=1, le=6_000_000)] = 600_000
+
+
+class Header(Value, frozen=True):
+    """What a store's header says. Without a `kdf`, `key` is the store's key itself, else nonce and wrapped key."""
+
+    shown = ("format", "key_id", "kdf")
+
+    format: int
+    key_id: bytes
+    kdf: Argon2id | Pbkdf2 | None
+    key: SecretBytes
+    checksum: bytes = b""
+
+
+class _Versioned(msgspec.Struct):
+    format: int
+
+
+class StoreKey(Value, frozen=True):
+    """The key that seals a store's records, and a name for it that gives nothing away."""
+
+    shown = ("id",)
+
+    id: bytes
+    key: SecretBytes
+
+
+class Record(NamedTuple):
+    """What a sealed record holds."""
+
+    name: str
+    revision: str
+    value: bytes
+
+
+Password = Callable[[], str]
+
+
+def new_key() -> StoreKey:
+    """A key for a new store."""
+    return _store_key(os.urandom(32))
+
+
+def new_header(key: StoreKey, password: Password | None, kdf: KdfName) -> bytes:
+    """The header that keeps a store's key under a password, if there is one, with a fresh salt."""
+    if password is None:
+        return _checked(Header(FORMAT, key.id, None, key.key))
+    salt, nonce = os.urandom(16), os.urandom(12)
+    function = Argon2id(salt) if kdf == "argon2id" else Pbkdf2(salt)
+    header = Header(FORMAT, key.id, function, b"")
+    wrapped = _aead(_password_key(function, password)).encrypt(nonce, key.key, _unwrapped(header))
+    return _checked(msgspec.structs.replace(header, key=nonce + wrapped))
+
+
+def open_header(data: bytes, password: Password | None, known: StoreKey | None = None) -> StoreKey:
+    """The store's key; `known` again, without asking for the password, if the header still holds that one.
+
+    Raises `WrongPasswordError`, `NewerFormatError`, `DamagedError`, and `StoreError` where this machine lacks the KDF.
+    """
+    header = _read_header(data)
+    if known is not None and header.key_id == known.id:
+        return known
+    if (header.kdf is None) != (password is None):
+        raise WrongPasswordError("needs its password" if header.kdf else "has no password; open it without one")
+    if header.kdf is None or password is None:
+        return _store_key(header.key)
+    from cryptography.exceptions import InvalidTag
+
+    wrapping, about = _aead(_password_key(header.kdf, password)), _unwrapped(header)
+    try:
+        return _store_key(wrapping.decrypt(header.key[:12], header.key[12:], about))
+    except InvalidTag:
+        raise WrongPasswordError("has another password; nothing was changed") from None
+
+
+def slot_of(name: str) -> bytes:
+    """Where a record of this name belongs: 32 bytes. Any text is a name, lone surrogates too."""
+    return hashlib.sha256(_name_bytes(name)).digest()
+
+
+def seal(key: StoreKey, record: Record) -> bytes:
+    """Seal a record, with fresh salt and nonce."""
+    name, revision = _name_bytes(record.name), record.revision.encode()
+    content = b"".join((_LENGTH.pack(len(name)), name, record.value))
+    salt, nonce = os.urandom(32), os.urandom(12)
+    slot, length = slot_of(record.name), len(content) + _TAG
+    head = _FIXED.pack(MAGIC, FORMAT, key.id, slot, salt, nonce, len(revision), length) + revision
+    return head + _aead(_record_key(key, salt)).encrypt(nonce, content, head)
+
+
+def unseal(key: StoreKey, slot: bytes, data: bytes) -> Record:
+    """Open what was read at a slot. Raises `NewerFormatError`, and `DamagedError` saying in what way."""
+    if len(data) < _FIXED.size or not data.startswith(MAGIC):
+        raise DamagedError("is cut short" if data[: len(MAGIC)] == MAGIC[: len(data)] else "is no record of mcp_oauth")
+    _, number, key_id, own_slot, salt, nonce, revision_length, length = _FIXED.unpack_from(data)
+    if number > FORMAT:
+        raise NewerFormatError(f"has format {number}, this release reads up to {FORMAT}; use a newer mcp_oauth")
+    end = _FIXED.size + revision_length
+    if len(data) < end + length:
+        raise DamagedError("is cut short")
+    if key_id != key.id:
+        raise DamagedError("was sealed by another store")
+    content = _opened(_record_key(key, salt), nonce, data[:end], data[end:])
+    if own_slot != slot:
+        raise DamagedError("is another key's record, moved here")
+    name_end = _LENGTH.size + _LENGTH.unpack_from(content)[0]
+    name = content[_LENGTH.size : name_end].decode("utf-8", "surrogatepass")
+    return Record(name, data[_FIXED.size : end].decode(), content[name_end:])
+
+
+def _opened(key: bytes, nonce: bytes, head: bytes, sealed: bytes) -> bytes:
+    from cryptography.exceptions import InvalidTag
+
+    try:
+        return _aead(key).decrypt(nonce, sealed, head)
+    except InvalidTag:
+        raise DamagedError("was altered") from None
+
+
+def _name_bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")
+
+
+def _record_key(key: StoreKey, salt: bytes) -> bytes:
+    # RFC 5869 for one block of output: extract, then expand with the info and the counter 1.
+    return hmac.digest(hmac.digest(salt, key.key, "sha256"), b"mcp_oauth record\x01", "sha256")
+
+
+def _store_key(key: bytes) -> StoreKey:
+    return StoreKey(id=hmac.digest(key, b"mcp_oauth store key id", "sha256")[:8], key=key)
+
+
+def _checked(header: Header) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(header, checksum=_checksum(header)))
+
+
+def _unwrapped(header: Header) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(header, key=b"", checksum=b""))
+
+
+def _checksum(header: Header) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(header, checksum=b""))).digest()
+
+
+def _read_header(data: bytes) -> Header:
+    try:
+        number = msgspec.json.decode(data, type=_Versioned).format
+        if number > FORMAT:
+            raise NewerFormatError(f"has format {number}, this release reads up to {FORMAT}; use a newer mcp_oauth")
+        header = msgspec.json.decode(data, type=Header)
+    except msgspec.DecodeError as error:
+        raise DamagedError(f"is no header that can be used ({error}); {HEADER_CURE}") from None
+    if header.checksum != _checksum(header):
+        raise DamagedError(f"was altered; {HEADER_CURE}")
+    return header
+
+
+def _aead(key: bytes) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM(key)
+
+
+_password_keys: dict[tuple[Argon2id | Pbkdf2, bytes], bytes] = {}
+_deriving = threading.Lock()
+
+
+def _password_key(kdf: Argon2id | Pbkdf2, password: Password) -> bytes:
+    """What the KDF makes of the password: worked out once in a process, whichever store object asks."""
+    try:
+        text = password()
+    except Exception as error:
+        raise StoreError("has a password, which could not be asked for") from error
+    if not text:
+        raise WrongPasswordError("cannot have an empty password; None keeps its key in the folder, unprotected")
+    # One text typed on two systems may differ in its composition (RFC 8265 section 4.2.2).
+    secret = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
+    asked = kdf, hashlib.sha256(secret).digest()
+    with _deriving:
+        if asked not in _password_keys:
+            _password_keys[asked] = _derive(kdf, secret)
+        return _password_keys[asked]
+
+
+def _derive(kdf: Argon2id | Pbkdf2, secret: bytes) -> bytes:
+    if isinstance(kdf, Pbkdf2):
+        return hashlib.pbkdf2_hmac("sha256", secret, kdf.salt, kdf.iterations, dklen=32)
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.kdf import argon2
+
+    try:
+        maker = argon2.Argon2id(
+            salt=kdf.salt, length=32, iterations=kdf.iterations, lanes=kdf.lanes, memory_cost=kdf.memory_kib
+        )
+        return maker.derive(secret)
+    except UnsupportedAlgorithm:
+        raise StoreError("needs Argon2id, which this OpenSSL lacks; make the store anew with kdf='pbkdf2'") from None
+
+
+def _new_lock_after_fork() -> None:
+    global _deriving
+    _deriving = threading.Lock()  # another thread of the parent may have held the old one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock_after_fork)
