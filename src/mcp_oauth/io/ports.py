@@ -77,7 +77,7 @@ class Clock(Protocol):
 
 
 def now() -> Now:
-    """This process' clocks. The second one counts the time in which the machine is suspended, where it can."""
+    """Both clocks of the process. The second one counts the time in which the machine is suspended, where it can."""
     return Now(time.time(), _elapsed())
 
 

@@ -115,8 +115,8 @@ def advance(state: State, event: Event) -> Out:
             return _resource(query, resource.advance(inner, event))
         case FindingIssuer(query, found, issuers, attempts, inner):
             return _issuer(query, found, issuers, attempts, issuer.advance(inner, event))
-        case FindingOrigin(query, found, inner):
-            return _origin(query, found, issuer.advance(inner, event))
+        case _:
+            return _origin(state.query, state.found, issuer.advance(state.inner, event))
 
 
 def _resource(query: Query, step: Step[resource.State, Found]) -> Out:

@@ -204,6 +204,7 @@ class Reason(str, Enum):
     )
     LOGGED_OUT = ("logged-out", "renewal", "user", "a logout happened meanwhile: call authorize() to log in again")
 
+    STOPPED = ("stopped", "access", "caller", "the work was given up before its end: try again")
     BODY_NOT_REPLAYABLE = (
         "body-not-replayable",
         "access",

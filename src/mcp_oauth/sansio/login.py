@@ -295,7 +295,7 @@ def _held_back(plan: Plan, need: Need, record: GrantRecord | None, now: Now) -> 
             return failure(Reason.SCOPE_LIMIT, f"the server demands {' '.join(need.scopes or ())}")
         if record is not None and any(set(wanted) == set(denied) for denied in record.denied_scopes):
             return failure(Reason.STEP_UP_DENIED, f"{' '.join(wanted)} was denied before")
-    elif need.because != "asked" and record is not None and now.wall < (record.no_login_before or 0.0):
+    elif need.because not in ("asked", "forced") and record is not None and now.wall < (record.no_login_before or 0.0):
         return failure(Reason.LOGIN_HELD_BACK, f"no new login at {plan.server_url} unasked")
     if not plan.interactive:
         return failure(Reason.AUTHORIZATION_REQUIRED, f"{plan.server_url} needs a login, and interactive=False")

@@ -27,8 +27,10 @@ from mcp_oauth.sansio.values import Secret, Value
 S = TypeVar("S", covariant=True)
 R = TypeVar("R", covariant=True)
 
-Because = Literal["missing", "expiring", "refused", "scope", "asked"]
-"""No token in memory; in its leeway; a 401; a 403 `insufficient_scope`; the program asks for a login by itself."""
+Because = Literal["missing", "expiring", "refused", "scope", "asked", "forced"]
+"""No token in memory; in its leeway; a 401; a 403 `insufficient_scope`; the program asks for a token by itself; for a
+new login in any case.
+"""
 
 How = Literal["stored", "renewed", "login", "none"]
 """Where a token comes from: the store, a renewal, a login."""
@@ -425,8 +427,8 @@ def within(
             return Await(wrap(state), effect, notices)
         case Done(value, notices):
             return noting(then(value), *notices)
-        case Failed(error, notices):
-            return noting(otherwise(error), *notices)
+        case _:
+            return noting(otherwise(step.error), *step.notices)
 
 
 def noting(step: Step[A, B], *notices: Notice) -> Step[A, B]:

@@ -10,7 +10,7 @@ import base64
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, quote_plus
+from urllib.parse import parse_qsl, quote_plus, unquote_plus
 
 from msgspec.structs import replace
 
@@ -164,8 +164,9 @@ def _refusal(response: Response, url: str, reason: Reason, error: str | None) ->
 def secrets_of(request: Request) -> tuple[str, ...]:
     """What a form request carries that no message may repeat: its credentials, code, verifier and tokens."""
     params = parse_qsl(request.body.decode("ascii"), keep_blank_values=True)
-    credentials = (header(request.headers, "authorization") or "").rpartition(" ")[2]
-    return (credentials, *(value for name, value in params if name in _SECRET_PARAMS))
+    basic = (header(request.headers, "authorization") or "").removeprefix("Basic ")
+    secret = unquote_plus(base64.b64decode(basic).decode("ascii").partition(":")[2])
+    return (basic, secret, *(value for name, value in params if name in _SECRET_PARAMS))
 
 
 def scrub(found: Failure, secrets: tuple[str | None, ...]) -> Failure:

@@ -204,12 +204,15 @@ def _serves(run: Run, grant: Grant, now: Now) -> bool:
     need = run.need
     if not fresh(grant, now, run.plan.jitter) or fingerprint(grant.access_token) == need.unlike:
         return False
+    if need.because == "forced":
+        return False
     return need.because != "scope" or set(need.scopes or ()) <= set(grant.requested or ())
 
 
 def _may_renew(run: Run, grant: Grant, now: Now) -> bool:
     """A scope needs a login; a renewed token that was refused at once is not renewed again (RULES 3.4)."""
-    return renewable(grant) and run.need.may_renew and run.need.because != "scope" and not _fruitless(run, grant, now)
+    only_login = run.need.because in ("scope", "forced")
+    return renewable(grant) and run.need.may_renew and not only_login and not _fruitless(run, grant, now)
 
 
 def _checked(run: Run, record: GrantRecord, step: Step[resource.State, Found], now: Now) -> Out:

@@ -1,0 +1,59 @@
+# Everything this project does, on a machine with Python 3.10 or newer, Node with npm, and make.
+# Each target sets up what it needs. `make help` lists them.
+
+PYTHON ?= python3
+VENV   ?= .venv
+STACKS ?= httpx2 httpx
+EXTRAS ?= httpx,httpx2
+PYTEST ?= $(VENV)/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test unit lint format conformance demo mutation clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z_.]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(VENV)/.ready node_modules/.ready ## the Python environment and the npm packages, up to date
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'Python 3.10 or newer is needed: make PYTHON=/path/to/python3.12 …' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo 'Python has no venv: sudo apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]' --group test --group lint
+	@touch $@
+
+node_modules: node_modules/.ready ## the npm packages: real servers, the conformance suite, Node 22
+node_modules/.ready: package.json package-lock.json
+	@command -v npm >/dev/null || { echo 'npm is missing: sudo apt-get install npm' >&2; exit 1; }
+	npm ci --loglevel=error
+	@touch $@
+
+test: setup ## every test, with coverage
+	$(PYTEST) --cov --cov-report=term
+
+unit: $(VENV)/.ready ## the tests that need nothing from npm
+	$(PYTEST) --ignore=tests/integration
+
+lint: $(VENV)/.ready ## formatting, style, types (mypy and pyright), the layers
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.ready ## put the code into the project's form
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+conformance: setup ## the official suite, strictly, through each of STACKS (httpx2 httpx)
+	$(VENV)/bin/python -m tests.conformance.run $(STACKS:%=--stack %)
+
+demo: setup ## a login to a real server, narrated
+	$(VENV)/bin/python -m examples.demo
+
+clean: ## remove what was built and installed
+	rm -rf $(VENV) node_modules build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

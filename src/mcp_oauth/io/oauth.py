@@ -1,0 +1,400 @@
+"""`BaseOAuth`: one server and account as every driver sees it, whatever its HTTP stack.
+
+It holds the token at hand, and asks the grant's upkeep for another one: a flight of its own thread, shared by all
+callers in the process (`flights`). A driver adds two things: how to send OAuth traffic, and the plug of its stack.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import random
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
+from typing import TYPE_CHECKING, TypedDict, TypeVar
+
+import anyio
+from msgspec.structs import replace
+
+from mcp_oauth.exceptions import from_failure
+from mcp_oauth.io.drive import Advance, drive_async
+from mcp_oauth.io.flights import FLIGHTS, Flight, NeedsUser
+from mcp_oauth.io.ports import Answer, IssuerPolicy, Ports, Stopped, WallClock, now
+from mcp_oauth.io.user import Agent, User, as_user
+from mcp_oauth.sansio import access, logout, upkeep, uris
+from mcp_oauth.sansio.errors import Reason, failure
+from mcp_oauth.sansio.grant import GrantRecord, Token, grant_key
+from mcp_oauth.sansio.keeping import Outcome
+from mcp_oauth.sansio.logout import LoggedOut
+from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, Plan, PreRegistered, check
+from mcp_oauth.sansio.steps import Done, Ensured, Failed, Need, NotEnsured, Notice, Send, Step
+from mcp_oauth.sansio.values import Seed
+from mcp_oauth.store.base import Store
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+log = logging.getLogger("mcp_oauth")
+
+Client = PreRegistered | ClientMetadataDocument | Dynamic
+Sender = Callable[[Send], Awaitable[Answer]]
+
+JITTER = random.random()  # noqa: S311 - spreads the renewals of a fleet
+MOST_FLIGHTS = 3
+"""Runs of the upkeep that one request waits for: others' runs may not bring what it needs."""
+
+_unsaved: dict[tuple[str, str], GrantRecord] = {}
+"""Records that a store would not take, by (store identity, key): saved at the next chance (RULES 4.11)."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unsaved.clear)  # two processes must not own one rotating token
+
+S = TypeVar("S")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Options(TypedDict, total=False):
+    """How to get at a server: the options of every driver's `OAuth`. See `sansio.plan.Plan` for the rarer ones."""
+
+    store: Store | None
+    """Where grants live; None: the encrypted file store in the user's data folder."""
+    account: str
+    """Your own label: two accounts of one server are two grants."""
+    scopes: Iterable[str] | None
+    """Asked for instead of what the server suggests."""
+    scope_limit: Iterable[str] | None
+    client: Client | Iterable[Client] | None
+    """What you are to authorization servers; None: register dynamically."""
+    user: User | Agent | None
+    """Who logs in and how; None: a browser on this machine."""
+    interactive: bool
+    """False: `AuthorizationRequired` instead of any listener or browser."""
+    allow_issuer: IssuerPolicy | None
+    """Asked before the first login at an authorization server."""
+    on_notice: Callable[[Notice], None] | None
+    """Told what happens, from the flight's thread; every notice also goes to the logger `mcp_oauth`."""
+    resource: str
+    trusted_issuer: Mapping[str, str]
+    prefer_issuer: str | None
+    strict_resource: bool
+    assume_s256: bool
+    allow_private: bool
+    allow_any_redirect: bool
+    legacy_2025_03_26: bool
+    authorization_params: Mapping[str, str]
+    token_params: Mapping[str, str]
+    login_seconds: float
+
+
+class _Landed:
+    """What a flight brought, and whether it would have asked a person."""
+
+    def __init__(self, step: Done[Outcome] | Failed, could_login: bool) -> None:
+        self.step = step
+        self.could_login = could_login
+
+
+class _FlightClock(WallClock):
+    """The clock of a run on a flight."""
+
+    def __init__(self, flight: Flight) -> None:
+        self._flight = flight
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, and let others fly meanwhile."""
+        if self._flight.pause(seconds):
+            raise Stopped
+
+    def ask_user(self) -> None:
+        """From here on the flight ends when nobody waits for it."""
+        if self._flight.ask_user():
+            raise Stopped
+
+    def user_answered(self) -> None:
+        """From here on it runs to its end."""
+        self._flight.user_answered()
+
+    def stopping(self) -> bool:
+        """The program ends, or nobody waits."""
+        return self._flight.stopping()
+
+
+class BaseOAuth(ABC):
+    """One MCP server, as one account. Thread-safe, and bound to no event loop."""
+
+    def __init__(self, server_url: str, **options: Unpack[Options]) -> None:
+        """Raises `ConfigurationError`, with the option and the cure."""
+        self._plan = make_plan(server_url, options)
+        self._store = options.get("store") or _default_store()
+        self._user = as_user(options.get("user"))
+        self._allow_issuer = options.get("allow_issuer")
+        self._on_notice = options.get("on_notice")
+        self._key = grant_key(self._plan.server_url, self._plan.account)
+        self._token: Token | None = None
+        self._accepted = True
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._plan.server_url!r}, account={self._plan.account!r})"
+
+    @property
+    def server_url(self) -> str:
+        """The server URL in its canonical form."""
+        return self._plan.server_url
+
+    @property
+    def token(self) -> Token | None:
+        """The token at hand in this process: its scopes and lifetime. It is asked for nowhere."""
+        return self._token
+
+    @abstractmethod
+    def open_sender(self) -> AbstractAsyncContextManager[Sender]:
+        """A client of its own for OAuth traffic, for one run of a machine: no cookies, hooks or defaults of others."""
+
+    # --- What programs call ---------------------------------------------------------------------------------------
+
+    def authorize(self, *, force: bool = False) -> Token:
+        """Get a token now, with a login if need be; `force`: with a new login in any case. Raises `OAuthError`.
+
+        Unlike a request it needs no challenge (FN 28), and asks again where a login was denied before.
+        """
+        return _token(self.ensure(Need("forced" if force else "asked")))
+
+    async def aauthorize(self, *, force: bool = False) -> Token:
+        """`authorize` for a task of asyncio or trio."""
+        return _token(await self.ensure_async(Need("forced" if force else "asked")))
+
+    def logout(self) -> LoggedOut:
+        """Revoke the tokens, forget the grant, and say what the server said (RULES 3.8). Raises `TokenStorageError`."""
+        return _value(FLIGHTS.wait(self._flight_key("logout"), self._logout)[0])
+
+    async def alogout(self) -> LoggedOut:
+        """`logout` for a task of asyncio or trio."""
+        landed, _ = await FLIGHTS.wait_async(self._flight_key("logout"), self._logout)
+        return _value(landed)
+
+    # --- What plugs call ------------------------------------------------------------------------------------------
+
+    def begin(self, *, replayable: bool) -> access.Out:
+        """Begin one request of a caller (`sansio.access`)."""
+        return access.begin(
+            self._token, now=now(), jitter=JITTER, replayable=replayable, never_accepted=not self._accepted
+        )
+
+    def finished(self, accepted: Token | None) -> None:
+        """The request is over; a server accepted this token."""
+        if accepted is not None and accepted is self._token:
+            self._accepted = True
+
+    def ensure(self, need: Need) -> Ensured | NotEnsured:
+        """Get a token from the grant's upkeep, in a thread."""
+        trip = _Trip(self, need)
+        while trip.result is None:
+            try:
+                trip.landed(*FLIGHTS.wait(trip.key, trip.work, patient=trip.patient))
+            except NeedsUser:
+                trip.needs_user()
+        return trip.result
+
+    async def ensure_async(self, need: Need) -> Ensured | NotEnsured:
+        """Get a token from the grant's upkeep, in a task of asyncio or trio."""
+        trip = _Trip(self, need)
+        while trip.result is None:
+            try:
+                trip.landed(*await FLIGHTS.wait_async(trip.key, trip.work, patient=trip.patient))
+            except NeedsUser:
+                trip.needs_user()
+        return trip.result
+
+    def _flight_key(self, purpose: str) -> tuple[str, str, str]:
+        return self._store.identity, self._key, purpose
+
+    def _could_login(self, need: Need) -> bool:
+        return self._plan.interactive and need.may_login and not _only_renewal(need)
+
+    def _take(self, outcome: Outcome) -> Ensured:
+        token = outcome.token
+        if token is not None and token != self._token:
+            self._token, self._accepted = token, outcome.how == "stored"
+        return Ensured(token, outcome.how)
+
+    # --- On the flight's thread -----------------------------------------------------------------------------------
+
+    def _upkeep(self, flight: Flight, need: Need) -> _Landed:
+        pin = (self._store.identity, self._key)
+        plan = replace(self._plan, holder=_holder())
+        step = upkeep.begin(plan, need, Seed(os.urandom(32)), _unsaved.pop(pin, None))
+        end = self._run(flight, step, upkeep.advance)
+        if isinstance(end, Done) and end.value.unsaved is not None:
+            _unsaved[pin] = end.value.unsaved
+        return _Landed(end, self._could_login(need))
+
+    def _logout(self, flight: Flight) -> Done[LoggedOut] | Failed:
+        _unsaved.pop((self._store.identity, self._key), None)
+        self._token = None
+        return self._run(flight, logout.begin(self._plan, Seed(os.urandom(32))), logout.advance)
+
+    def _run(self, flight: Flight, step: Step[S, R], advance: Advance[S, R]) -> Done[R] | Failed:
+        clock = _FlightClock(flight)
+        ports = Ports(self._store, self._user, clock, tell=self._tell, allow_issuer=self._allow_issuer)
+
+        async def fly() -> Done[R] | Failed:
+            async with self.open_sender() as send:
+                return await drive_async(step, advance, send, ports)
+
+        try:
+            return _in_loop(fly)
+        except Stopped:
+            return Failed(failure(Reason.STOPPED, "nobody waited for it any more, or the program is ending"))
+
+    def _tell(self, notice: Notice) -> None:
+        log.log(_LEVELS.get(notice.name, logging.INFO), "%s: %s", notice.name, notice.message)
+        if self._on_notice is not None:
+            self._on_notice(notice)
+
+
+class _Trip:
+    """The flights of one request: mostly one. Others' runs may not bring what this one needs."""
+
+    def __init__(self, oauth: BaseOAuth, need: Need) -> None:
+        self._oauth = oauth
+        self._need = need
+        self._flights = 0
+        self.result: Ensured | NotEnsured | None = None
+        self.key = oauth._flight_key("upkeep")
+        # A renewal never waits for somebody else's step-up in a browser (RULES 4.13).
+        self.patient = oauth._plan.interactive and not _only_renewal(need)
+
+    def work(self, flight: Flight) -> _Landed:
+        """What a flight of this request does."""
+        return self._oauth._upkeep(flight, self._need)
+
+    def landed(self, landed: _Landed, own: bool) -> None:
+        """A flight is over; `own`: it did our work."""
+        self._flights += 1
+        if own or self._suits(landed):
+            self.result = self._result(landed.step)
+        elif self._flights == MOST_FLIGHTS:
+            message = "other requests kept changing the grant"
+            self.result = NotEnsured(failure(Reason.STORE_CONTENDED, message))
+
+    def needs_user(self) -> None:
+        """The running flight asks a person, and this request does not wait for that."""
+        if _only_renewal(self._need):
+            self.key = self._oauth._flight_key("renewal")
+            return
+        message = f"{self._oauth.server_url} needs a login, and interactive=False"
+        self.result = NotEnsured(failure(Reason.AUTHORIZATION_REQUIRED, message))
+
+    def _suits(self, landed: _Landed) -> bool:
+        """It brought what this request needs, or would have failed for it too."""
+        step, need = landed.step, self._need
+        if isinstance(step, Done) and step.value.token is not None:
+            return _serves(step.value, step.value.token, need)
+        return landed.could_login or not self._oauth._could_login(need)
+
+    def _result(self, step: Done[Outcome] | Failed) -> Ensured | NotEnsured:
+        return NotEnsured(step.error) if isinstance(step, Failed) else self._oauth._take(step.value)
+
+
+def _only_renewal(need: Need) -> bool:
+    """Never a reason to ask a person."""
+    return need.because in ("missing", "expiring")
+
+
+def _serves(outcome: Outcome, token: Token, need: Need) -> bool:
+    if need.because == "forced":
+        return outcome.how == "login"
+    enough = need.because != "scope" or set(need.scopes or ()) <= set(token.requested or ())
+    return token.fingerprint != need.unlike and enough
+
+
+def _value(step: Done[R] | Failed) -> R:
+    if isinstance(step, Failed):
+        raise from_failure(step.error)
+    return step.value
+
+
+def _token(ensured: Ensured | NotEnsured) -> Token:
+    if isinstance(ensured, NotEnsured):
+        raise from_failure(ensured.failure)
+    assert ensured.token is not None  # noqa: S101 - upkeep brings one, or fails, where one is asked for
+    return ensured.token
+
+
+def _holder() -> str:
+    return f"pid {os.getpid()} on {platform.node()}"
+
+
+def _in_loop(fly: Callable[[], Awaitable[T]]) -> T:
+    """Run in an event loop of this thread, with the caller's context but for what it says of the caller's loop."""
+    context = copy_context()
+    if sniffio := sys.modules.get("sniffio"):
+        context.run(sniffio.current_async_library_cvar.set, None)
+    return context.run(anyio.run, fly)
+
+
+_LEVELS: Mapping[str, int] = {
+    "not-persisted": logging.ERROR,
+    "not-durable": logging.WARNING,
+    "revocation-failed": logging.WARNING,
+    "resource-broader-than-server": logging.WARNING,
+    "scopes-reduced": logging.WARNING,
+}
+
+
+def _default_store() -> Store:
+    from mcp_oauth.store.encrypted_file import EncryptedFileStore
+
+    return EncryptedFileStore()
+
+
+def make_plan(server_url: str, options: Options) -> Plan:
+    """The plan that a driver's options describe. Raises `ConfigurationError`."""
+    clients = _clients(options.get("client"))
+    plan = Plan(
+        uris.server_url(server_url) or server_url,
+        options.get("account", ""),
+        _only(clients, PreRegistered),
+        _only(clients, ClientMetadataDocument),
+        _only(clients, Dynamic) or (None if _only(clients, PreRegistered) else Dynamic()),
+        scopes=_tuple(options.get("scopes")),
+        scope_limit=_tuple(options.get("scope_limit")),
+        interactive=options.get("interactive", True),
+        resource=options.get("resource", "always"),
+        trusted_issuer=tuple(options.get("trusted_issuer", {}).items()),
+        prefer_issuer=options.get("prefer_issuer"),
+        strict_resource=options.get("strict_resource", False),
+        assume_s256=options.get("assume_s256", False),
+        allow_private=options.get("allow_private", False),
+        allow_any_redirect=options.get("allow_any_redirect", False),
+        legacy_2025_03_26=options.get("legacy_2025_03_26", False),
+        ask_issuer=options.get("allow_issuer") is not None,
+        authorization_params=tuple(options.get("authorization_params", {}).items()),
+        token_params=tuple(options.get("token_params", {}).items()),
+        login_seconds=options.get("login_seconds", 300.0),
+        jitter=JITTER,
+    )
+    if wrong := check(plan):
+        raise from_failure(wrong)
+    return plan
+
+
+def _clients(client: Client | Iterable[Client] | None) -> tuple[Client, ...]:
+    if client is None:
+        return ()
+    return (client,) if isinstance(client, Client) else tuple(client)
+
+
+def _only(clients: tuple[Client, ...], kind: type[T]) -> T | None:
+    return next((client for client in clients if isinstance(client, kind)), None)
+
+
+def _tuple(scopes: Iterable[str] | None) -> tuple[str, ...] | None:
+    if scopes is None:
+        return None
+    return tuple(scopes.split() if isinstance(scopes, str) else scopes)
