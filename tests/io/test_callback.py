@@ -7,16 +7,15 @@ import errno
 import logging
 import re
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
 
-import anyio
 import h11
 import httpx
 import pytest
-from anyio.abc import SocketListener, SocketStream
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from mcp_oauth.io.callback import LIMITS, Callback, Limits, UserError, bind, serve
@@ -550,24 +549,26 @@ def test_a_hundred_requests_at_once_are_all_answered(start: Start) -> None:
 
 def test_a_connection_that_cannot_be_accepted_ends_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file descriptor left, or the peer gone before its turn."""
-    failures: list[Exception] = [OSError(errno.EMFILE, "Too many open files"), anyio.BrokenResourceError()]
-    real = SocketListener.from_socket
+    failures = [OSError(errno.EMFILE, "Too many open files"), ConnectionAbortedError()]
+    real = socket.socket.accept
 
-    class Flaky:
-        def __init__(self, listener: SocketListener) -> None:
-            self.listener = listener
+    def accept(sock: socket.socket) -> object:
+        if failures:
+            raise failures.pop()
+        return real(sock)
 
-        async def accept(self) -> SocketStream:
-            if failures:
-                raise failures.pop()
-            return await self.listener.accept()
-
-    async def flaky(sock: socket.socket) -> Flaky:
-        return Flaky(await real(sock))
-
-    monkeypatch.setattr(SocketListener, "from_socket", flaky)
+    monkeypatch.setattr(socket.socket, "accept", accept)
     start().begin()
     assert not failures
+
+
+def test_connections_that_are_reset_end_nothing(start: Start) -> None:
+    login = start()
+    for _ in range(100):
+        with connect(login) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    login.begin()
+    assert login.is_waiting()
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------

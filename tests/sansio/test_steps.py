@@ -34,6 +34,7 @@ from mcp_oauth.sansio.steps import (
     SendFailed,
     Sleep,
     Step,
+    Table,
     Woke,
     inside,
     noting,
@@ -144,5 +145,5 @@ def test_noting() -> None:
 
 def test_a_state_that_runs_a_machine_waits_for_what_it_waits_for() -> None:
     assert inside(fetching.TABLE, Outer, Done) == ((Send,), {Response: (Outer, Done), SendFailed: (Outer, Done)})
-    both = {**fetching.TABLE, Outer: ((Sleep, Send), {})}
+    both: Table = {**fetching.TABLE, Outer: ((Sleep, Send), {})}
     assert inside(both, Done) == ((Send, Sleep), dict.fromkeys((Response, SendFailed, Woke), (Done,)))

@@ -234,6 +234,9 @@ class TestSuccess:
             "TokenAnswer(expires_at=None, scopes=('a',), ...)"
         )
 
+    def test_rules_2_17_ten_years_are_enough(self) -> None:
+        assert LONGEST_LIFE == 315_360_000
+
 
 class TestRefusal:
     @table(
@@ -335,6 +338,7 @@ class TestSecretsAreNotRepeated:
             "FN-54-form-encoded": ("c/+y", "e", "body: code=c%2F%2By&x", f"e: body: code={HIDDEN}&x"),
             "FN-54-cut-in-description": (LONG, "e", f"{'-' * 480} {LONG}", f"e: {'-' * 480} {HIDDEN}"),
             "FN-54-cut-in-error": (LONG, LONG, "told", f"{HIDDEN} told"),
+            "FN-54-cut-by-a-letter": ("seventeen-letters", f"{'-' * 64}seventeen-letters", None, f"{'-' * 64}{HIDDEN}"),
             "FN-54-an-empty-secret-hides-nothing": ("", "e", "told", "e: told"),
             "FN-54-no-secret-hides-nothing": (None, "e", "told", "e: told"),
             "FN-54-short-is-whole": ("exactly 16 chars", "e", "exactly 16 charsX", f"e: {HIDDEN}X"),

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import anyio
 import h11
-from anyio.abc import SocketListener, SocketStream, TaskGroup
+from anyio.abc import SocketStream, TaskGroup
 
 from mcp_oauth.io.pages import FAILURE, NO_PAGE_POLICY, NOT_OURS, SUCCESS, TWO_BROWSERS, Page
 from mcp_oauth.sansio.uris import origin, query_params, split
@@ -263,7 +263,7 @@ async def serve(callback: Callback, sockets: Sequence[socket.socket], limits: Li
     async with anyio.create_task_group() as group:
         server = _Server(callback, limits, group)
         for sock in sockets:
-            group.start_soon(server.accept, await SocketListener.from_socket(sock))
+            group.start_soon(server.accept, sock)
 
 
 class _Server:
@@ -273,25 +273,28 @@ class _Server:
         self._group = group
         self._visits: dict[anyio.CancelScope, None] = {}  # the oldest first
 
-    async def accept(self, listener: SocketListener) -> None:
+    async def accept(self, listening: socket.socket) -> None:
+        # Not by asyncio's sock_accept: cancelled in the wrong moment, it loses a connection without closing it.
         while True:
             try:
-                stream = await listener.accept()
-            except (OSError, anyio.BrokenResourceError):  # gone already, or no file descriptor is left
+                await anyio.wait_readable(listening)
+                connection, _ = listening.accept()
+            except OSError:  # gone already, or no file descriptor is left
                 await anyio.sleep(_RETRY)
             else:
-                self._group.start_soon(self._visit, stream)
+                connection.setblocking(False)
+                self._group.start_soon(self._visit, connection)
 
-    async def _visit(self, stream: SocketStream) -> None:
+    async def _visit(self, connection: socket.socket) -> None:
         while len(self._visits) >= self._limits.connections:
             oldest = next(iter(self._visits))
             del self._visits[oldest]
             oldest.cancel()
-        with anyio.move_on_after(self._limits.seconds) as scope:
+        with anyio.move_on_after(self._limits.seconds) as scope, connection:
             self._visits[scope] = None
-            async with stream:
-                # Garbage, TLS and broken connections get no answer.
-                with suppress(h11.RemoteProtocolError, anyio.EndOfStream, anyio.BrokenResourceError):
+            # Garbage, TLS and broken connections get no answer.
+            with suppress(h11.RemoteProtocolError, anyio.EndOfStream, anyio.BrokenResourceError):
+                async with await _stream(connection) as stream:
                     await self._converse(stream)
         self._visits.pop(scope, None)
 
@@ -320,6 +323,13 @@ class _Server:
         with anyio.move_on_after(self._limits.closing), suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             while True:
                 await stream.receive()
+
+
+async def _stream(connection: socket.socket) -> SocketStream:
+    try:
+        return await SocketStream.from_socket(connection)
+    except (OSError, ValueError) as error:  # the peer is gone already
+        raise anyio.BrokenResourceError from error
 
 
 def _encoded(connection: h11.Connection, reply: Reply, *, has_body: bool) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from mcp_oauth.sansio import authorization_code, client, discovery, keeping, resource, revocation, scopes
-from mcp_oauth.sansio.authorization_code import Authorized
+from mcp_oauth.sansio.authorization_code import Authorized, AwaitingRedirect
 from mcp_oauth.sansio.client import Ready
 from mcp_oauth.sansio.discovery import Discovered
 from mcp_oauth.sansio.errors import Failure, Reason, failure
@@ -69,6 +69,8 @@ TWO_LEG = 600.0
 """Seconds that a claim lasts whose redirect comes to another process."""
 HOLD_BACK = 600.0
 """Seconds in which a denied or fruitless login is not repeated unasked (RULES 3.4)."""
+MAY_HELP = (Reason.USER_UNAVAILABLE, Reason.ISSUER_REFUSED, Reason.EXCHANGE_LOST)
+"""Failures of a login after which another one is not held back: nobody was troubled, or it may just work."""
 MOST_EFFECTS = (
     2 * MOST_POLLS
     + 2 * MOST_SAVES
@@ -90,9 +92,12 @@ class Login(Value, frozen=True):
     need: Need
     seed: Seed
     record: GrantRecord | None
-    claim: LoginClaim
+    claim: str
+    """The id of our claim."""
     known: resource.Found | None = None
     """The protected resource metadata, if it has just been read."""
+    unlike: str | None = None
+    """The lineage of the grant that a forced login replaces."""
     polls: int = 0
     saves: int = 0
     again: bool = False
@@ -180,7 +185,7 @@ class Beating(Value, frozen=True, tag="login.Beating"):
     login: Login
     chosen: Chosen
     ready: Ready
-    inner: authorization_code.State
+    inner: AwaitingRedirect
 
 
 class Saving(Value, frozen=True, tag="login.Saving"):
@@ -239,8 +244,9 @@ def begin(
     why = _held_back(plan, need, record, now)
     if why:
         return Failed(why)
-    claim = LoginClaim(seed.text("claim"), plan.holder, now.wall + (TWO_LEG if plan.two_leg else EXPECTED))
-    return _look(Login(plan, key, need, seed, record, claim, known), now)
+    grant = current_grant(record) if need.because == "forced" else None
+    login = Login(plan, key, need, seed, record, seed.text("claim"), known, grant.lineage if grant else None)
+    return _look(login, now)
 
 
 def advance(state: State, event: Event, *, now: Now) -> Out:
@@ -264,7 +270,7 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
             return _withdraw(login, failure(Reason.ISSUER_REFUSED, reason), now)
         case Readying(login, chosen, inner), _:
             return _readied(login, chosen, client.advance(inner, event, now=now), now)
-        case Authorizing(login, chosen, ready, inner), StillWaiting():
+        case Authorizing(login, chosen, ready, AwaitingRedirect() as inner), StillWaiting():
             return _beat(login, chosen, ready, inner, now)
         case Authorizing(login, chosen, ready, inner), _:
             return _authorized(login, chosen, ready, authorization_code.advance(inner, event, now=now), now)
@@ -295,10 +301,10 @@ def _held_back(plan: Plan, need: Need, record: GrantRecord | None, now: Now) -> 
             return failure(Reason.SCOPE_LIMIT, f"the server demands {' '.join(need.scopes or ())}")
         if record is not None and any(set(wanted) == set(denied) for denied in record.denied_scopes):
             return failure(Reason.STEP_UP_DENIED, f"{' '.join(wanted)} was denied before")
-    elif need.because not in ("asked", "forced") and record is not None and now.wall < (record.no_login_before or 0.0):
-        return failure(Reason.LOGIN_HELD_BACK, f"no new login at {plan.server_url} unasked")
     if not plan.interactive:
         return failure(Reason.AUTHORIZATION_REQUIRED, f"{plan.server_url} needs a login, and interactive=False")
+    if need.because not in ("asked", "forced") and record is not None and now.wall < (record.no_login_before or 0.0):
+        return failure(Reason.LOGIN_HELD_BACK, f"no new login at {plan.server_url} unasked")
     return None
 
 
@@ -308,8 +314,8 @@ def _look(login: Login, now: Now) -> Out:
     if token is not None and login.polls + login.saves > 0:
         return Done(Outcome("stored", token))
     claim = login.record.login if login.record is not None else None
-    if claim is None or claim.id == login.claim.id or claim.until <= now.wall:
-        return _claim(login)
+    if claim is None or claim.id == login.claim or claim.until <= now.wall:
+        return _claim(login, now)
     if login.polls == MOST_POLLS:
         return Failed(failure(Reason.LOGIN_ELSEWHERE, f"{claim.holder} has not finished its login"))
     notices = (Notice("login-elsewhere", f"{claim.holder} is logging in; waiting for it"),) if not login.polls else ()
@@ -322,17 +328,24 @@ def _adoptable(login: Login, now: Now) -> Token | None:
     token = token_of(grant) if grant else None
     if token is None or token.fingerprint == login.need.unlike or not fresh(token, now, login.plan.jitter):
         return None
+    if grant is not None and grant.lineage == login.unlike:
+        return None
     enough = login.need.because != "scope" or set(login.need.scopes or ()) <= set(token.requested or ())
     return token if enough else None
 
 
-def _claim(login: Login) -> Out:
+def _claim(login: Login, now: Now) -> Out:
     if login.saves == MOST_SAVES:
         return Failed(failure(Reason.STORE_CONTENDED, "the login could not be announced"))
     expected = login.record.revision if login.record is not None else None
     # A logout from here on is one that came between.
-    login, record = _next(login, replace(_base(login), login=login.claim, logged_out=False))
+    claimed = _claimed(login, now, TWO_LEG if login.plan.two_leg else EXPECTED)
+    login, record = _next(login, replace(claimed, logged_out=False))
     return Await(Claiming(login, record), Save(login.key, record, expected))
+
+
+def _claimed(login: Login, now: Now, seconds: float) -> GrantRecord:
+    return replace(_base(login), login=LoginClaim(login.claim, login.plan.holder, now.wall + seconds))
 
 
 def _base(login: Login) -> GrantRecord:
@@ -373,6 +386,10 @@ def _discovered(login: Login, step: Step[discovery.State, Discovered], now: Now)
 def _choose(login: Login, found: Discovered, now: Now) -> Out:
     """Which scopes, and whether this authorization server may be used (RULES 2.9)."""
     issuer, plan = found.metadata.issuer, login.plan
+    bound = _bound(login)
+    if bound and issuer not in bound:
+        message = f"the client is in use at {bound[0]}, and the server now names {issuer}"
+        return _withdraw(login, failure(Reason.CLIENT_OF_ANOTHER_ISSUER, message, url=issuer), now)
     chosen = Chosen(found, _scopes(login, found))
     if issuer in _base(login).allowed_issuers:
         return _ready(login, chosen, None, now)
@@ -380,6 +397,15 @@ def _choose(login: Login, found: Discovered, now: Now) -> Out:
         return Await(Asking(login, chosen), AskIssuer(plan.server_url, issuer, chosen.scopes))
     notice = Notice("issuer-first-used", f"first login at {issuer} for {plan.server_url}")
     return noting(_ready(login, chosen, None, now), notice)
+
+
+def _bound(login: Login) -> tuple[str, ...]:
+    """A pre-registered client without a configured issuer is bound to the one where it is in use (RULES 2.9)."""
+    client = login.plan.preregistered
+    if client is None or client.issuer is not None:
+        return ()
+    used = (grant.registration for grant in _base(login).grants)
+    return tuple(one.issuer for one in used if (one.kind, one.client_id) == ("preregistered", client.client_id))
 
 
 def _scopes(login: Login, found: Discovered) -> Scopes | None:
@@ -470,16 +496,14 @@ def _authorized(
     )
 
 
-def _beat(login: Login, chosen: Chosen, ready: Ready, inner: authorization_code.State, now: Now) -> Out:
+def _beat(login: Login, chosen: Chosen, ready: Ready, inner: AwaitingRedirect, now: Now) -> Out:
     """Renew the claim. The record that is being saved counts as seen: if the save fails, the next one tells."""
     expected = login.record.revision if login.record is not None else None
-    beats = inner.round if isinstance(inner, authorization_code.AwaitingRedirect) else 0
-    claim = replace(login.claim, until=now.wall + HEARTBEAT)
-    record = replace(_base(login), login=claim, revision=login.seed.text(f"beat/{login.again}", beats))
+    record = replace(_claimed(login, now, HEARTBEAT), revision=login.seed.text(f"beat/{login.again}", inner.round))
     return Await(Beating(replace(login, record=record), chosen, ready, inner), Save(login.key, record, expected))
 
 
-def _go_on(login: Login, chosen: Chosen, ready: Ready, inner: authorization_code.State, now: Now) -> Out:
+def _go_on(login: Login, chosen: Chosen, ready: Ready, inner: AwaitingRedirect, now: Now) -> Out:
     return _authorized(login, chosen, ready, authorization_code.advance(inner, StillWaiting(), now=now), now)
 
 
@@ -502,17 +526,18 @@ def _unauthorized(login: Login, chosen: Chosen, ready: Ready, error: Failure, no
 def _withdraw(login: Login, error: Failure, now: Now) -> Out:
     """Take the claim back, so that nobody waits for it; a denial is remembered (RULES 3.4, 3.5)."""
     record = login.record
-    if record is None or record.login is None or record.login.id != login.claim.id or login.saves >= 2 * MOST_SAVES:
+    if record is None or record.login is None or record.login.id != login.claim or login.saves >= 2 * MOST_SAVES:
         return Failed(error)
     expected = record.revision
-    fruitless = error.reason in (Reason.ACCESS_DENIED, Reason.LOGIN_TIMED_OUT)
+    denied = _denied(login, error, record)
+    fruitless = error.reason.stage in ("authorization", "token") and error.reason not in MAY_HELP and not denied
     login, record = _next(
         login,
         replace(
             record,
             login=None,
             no_login_before=now.wall + HOLD_BACK if fruitless else record.no_login_before,
-            denied_scopes=record.denied_scopes + _denied(login, error, record),
+            denied_scopes=record.denied_scopes + denied,
         ),
     )
     return Await(Withdrawing(login, error), Save(login.key, record, expected))
@@ -547,7 +572,7 @@ def _granted(login: Login, chosen: Chosen, ready: Ready, result: Authorized) -> 
         extra_token_params=login.plan.token_params,
     )
     seen = _base(login).resource_metadata_seen or chosen.found.listed is not None
-    keep = Keep(login.key, "login", grant, login.seed.child("keep"), login.need.unlike, login.claim.id, seen)
+    keep = Keep(login.key, "login", grant, login.seed.child("keep"), login.need.unlike, login.claim, seen)
     return _saving(keeping.begin(keep, _base(login), login.record.revision if login.record else None))
 
 

@@ -1,0 +1,318 @@
+"""What the drivers for httpx and httpx2 share. Neither is imported here: the two have one shape and two names."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncGenerator, Callable, Generator, ItemsView, Iterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import anyio
+
+from mcp_oauth.exceptions import from_failure
+from mcp_oauth.io.oauth import BaseOAuth, Options, Sender
+from mcp_oauth.io.ports import Answer, now
+from mcp_oauth.sansio import access, uris
+from mcp_oauth.sansio.messages import Response
+from mcp_oauth.sansio.steps import Answered, Await, Done, Ensure, Event, Failed, Proceed, Send, SendFailed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+MOST_DROPPED = 1 << 16
+"""Bytes of a challenged response that are read, so that its connection can be used again; then it is closed."""
+
+
+class Stack(Protocol):
+    """The parts of httpx that are used, by their names in the module."""
+
+    AsyncClient: Any
+    ByteStream: Any
+    HTTPError: Any
+    ConnectError: Any
+    ConnectTimeout: Any
+    PoolTimeout: Any
+    ProxyError: Any
+    UnsupportedProtocol: Any
+    InvalidURL: Any
+
+    create_ssl_context: Any
+
+
+# --- OAuth traffic ----------------------------------------------------------------------------------------------------
+
+
+class Traffic:
+    """How OAuth traffic is sent: by a client of its own, opened for one run of a machine and closed with it."""
+
+    def __init__(self, stack: Stack, *, transport: Callable[[], Any] | None, verify: Any, proxy: Any) -> None:
+        self._stack = stack
+        self._transport = transport
+        self._verify = verify
+        self._proxy = proxy
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Sender]:
+        """A sender: no redirect followed, no cookie kept, nothing of the caller's client."""
+        if self._verify is None:
+            self._verify = self._stack.create_ssl_context()  # once: it reads some hundred certificates
+        made = {} if self._transport is None else {"transport": self._transport()}
+        cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        async with self._stack.AsyncClient(
+            verify=self._verify, proxy=self._proxy, cookies=cookies, follow_redirects=False, timeout=None, **made
+        ) as client:
+
+            async def send(effect: Send) -> Answer:
+                return await self._send(client, effect)
+
+            yield send
+
+    async def _send(self, client: Any, effect: Send) -> Answer:
+        stack = self._stack
+        try:
+            with anyio.fail_after(effect.seconds):
+                return await _exchange(client, effect)
+        except (stack.ConnectError, stack.ConnectTimeout, stack.PoolTimeout, stack.ProxyError) as error:
+            return SendFailed(_told(error), may_have_arrived=False)
+        except (stack.UnsupportedProtocol, stack.InvalidURL) as error:
+            return SendFailed(_told(error), may_have_arrived=False)
+        except TimeoutError:
+            return SendFailed(f"no answer within {effect.seconds:.0f} seconds", may_have_arrived=True)
+        except stack.HTTPError as error:
+            return SendFailed(_told(error), may_have_arrived=True)
+        except _Unreadable as error:
+            return SendFailed(str(error), may_have_arrived=True)
+
+
+class _Unreadable(Exception):  # noqa: N818 - the peer's
+    """A body that is too long, or in a coding that was not asked for and is not known."""
+
+
+def _told(error: Exception) -> str:
+    """An error's kind and text; httpx's texts name no more than hosts."""
+    return f"{type(error).__name__}: {error}"
+
+
+async def _exchange(client: Any, effect: Send) -> Response:
+    request = effect.request
+    headers = [*request.headers, ("accept-encoding", "identity")]
+    async with client.stream(request.method, request.url, headers=headers, content=request.body) as response:
+        body = await _body(response, effect.max_bytes)
+        return Response(response.status_code, tuple(response.headers.multi_items()), body)
+
+
+async def _body(response: Any, most: int) -> bytes:
+    decode = _decoder(response.headers.get("content-encoding", "identity"), most)
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += decode(chunk, most - len(body))
+        if len(body) > most:
+            raise _Unreadable(f"the body is longer than {most} bytes")
+    return bytes(body)
+
+
+def _decoder(coding: str, most: int) -> Callable[[bytes, int], bytes]:
+    """Codings were declined; who sends one all the same is decoded under the same limit."""
+    coding = coding.strip().lower()
+    if coding in ("", "identity"):
+        return lambda chunk, _left: chunk
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        raise _Unreadable("the body has a content coding that was not asked for")
+    inflate = zlib.decompressobj(zlib.MAX_WBITS if coding == "deflate" else zlib.MAX_WBITS | 16)
+
+    def decode(chunk: bytes, left: int) -> bytes:
+        try:
+            data = inflate.decompress(chunk, left + 1)
+        except zlib.error:
+            raise _Unreadable("the body's content coding is broken") from None
+        if inflate.unconsumed_tail:
+            raise _Unreadable(f"the body is longer than {most} bytes")
+        return data
+
+    return decode
+
+
+# --- The plug ---------------------------------------------------------------------------------------------------------
+
+
+class HttpxOptions(Options, total=False):
+    """The options of an `OAuth` for httpx: what lies beneath the client that OAuth traffic uses."""
+
+    transport: Callable[[], Any] | None
+    """Makes an async transport, for one run each; None: httpx's own."""
+    verify: Any
+    """An `ssl.SSLContext`; None: httpx's default, made once."""
+    proxy: Any
+    """A proxy URL or `Proxy`; None: what the environment says."""
+
+
+class HttpxPlug(BaseOAuth):
+    """The two flows of `httpx.Auth`, for a server URL and all that lies at its origin."""
+
+    requires_request_body = False
+    requires_response_body = False
+    _stack: Stack
+
+    def __init__(self, server_url: str, **options: Unpack[HttpxOptions]) -> None:
+        """See `Options` and `HttpxOptions`. Raises `ConfigurationError`."""
+        self._traffic = Traffic(
+            self._stack,
+            transport=options.pop("transport", None),
+            verify=options.pop("verify", None),
+            proxy=options.pop("proxy", None),
+        )
+        super().__init__(server_url, **cast("Options", options))
+
+    def open_sender(self) -> AbstractAsyncContextManager[Sender]:
+        """See `Traffic.open`."""
+        return self._traffic.open()
+
+    def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
+        """One request of a caller, in a thread."""
+        trip = _Request(self, self._stack, request)
+        while trip.effect is not None:
+            if isinstance(trip.effect, Ensure):
+                trip.ensured(self.ensure(trip.effect.need))
+            else:
+                _drop(self._stack, trip.response)
+                trip.answered((yield trip.outgoing(trip.effect)))
+
+    async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
+        """One request of a caller, in a task of asyncio or trio."""
+        trip = _Request(self, self._stack, request)
+        while trip.effect is not None:
+            if isinstance(trip.effect, Ensure):
+                trip.ensured(await self.ensure_async(trip.effect.need))
+            else:
+                await _adrop(self._stack, trip.response)
+                trip.answered((yield trip.outgoing(trip.effect)))
+
+
+class _Request:
+    """One request of a caller on its way through `sansio.access`."""
+
+    def __init__(self, oauth: HttpxPlug, stack: Stack, request: Any) -> None:
+        self._oauth = oauth
+        self._request = request
+        self.response: Any = None
+        self._step: access.Out | None = None
+        self._direct = False
+        self.effect: Proceed | Ensure | None = Proceed(())
+        if uris.belongs(str(request.url), server=oauth.server_url):
+            self._go_on(oauth.begin(replayable=isinstance(request.stream, stack.ByteStream)))
+
+    def outgoing(self, effect: Proceed) -> Any:
+        """The request to send next."""
+        for name, value in effect.headers:
+            self._request.headers = OneHop(self._request.headers, name, value)
+        return self._request
+
+    def answered(self, response: Any) -> None:
+        """Judge what came back; the stack may have followed redirects."""
+        self.response = response
+        if self._step is None:
+            self.effect = None
+        elif self._redirected_within(response):
+            # The hop went without the token, which belongs there: once more, straight to it.
+            self._request = response.request
+            self._direct = True
+        else:
+            self._advance(
+                Answered(
+                    response.status_code,
+                    tuple(response.headers.get_list("www-authenticate")),
+                    response.request is self._request or self._below(response),
+                )
+            )
+
+    def ensured(self, event: Event) -> None:
+        """Go on with a token, or without."""
+        self._advance(event)
+
+    def _redirected_within(self, response: Any) -> bool:
+        hop = response.request is not self._request and response.status_code == 401 and not self._direct
+        return hop and isinstance(self.effect, Proceed) and bool(self.effect.headers) and self._below(response)
+
+    def _below(self, response: Any) -> bool:
+        return uris.below(str(response.request.url), server=self._oauth.server_url)
+
+    def _advance(self, event: Event) -> None:
+        assert isinstance(self._step, Await)  # noqa: S101 - or there would be no effect
+        self._go_on(access.advance(self._step.state, event, now=now()))
+
+    def _go_on(self, step: access.Out) -> None:
+        self._step = step
+        match step:
+            case Await(_, Proceed() | Ensure() as effect):
+                self.effect = effect
+            case Done(finished):
+                self._oauth.finished(finished.accepted)
+                self.effect = None
+            case Failed(error):
+                raise from_failure(error)
+            case _:
+                raise AssertionError("access has two effects")
+
+
+class OneHop(MutableMapping[str, str]):
+    """Request headers with a credential for this request alone.
+
+    httpx follows redirects beneath the plug, with a copy of the headers, and at the same origin the copy keeps the
+    token, whatever the path (RULES 1.1). It copies a mapping by its `items`, and there the credential is missing.
+    """
+
+    def __init__(self, headers: Any, name: str, value: str) -> None:
+        self._headers = headers.copy()
+        self._headers[name] = value
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._headers, name)
+
+    def __getitem__(self, name: str) -> str:
+        value: str = self._headers[name]
+        return value
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self._headers[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._headers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._headers)
+
+    def __len__(self) -> int:
+        return len(self._headers)
+
+    def __repr__(self) -> str:
+        return repr(self._headers)
+
+    def items(self) -> ItemsView[str, str]:
+        """What goes to the next hop."""
+        return {name: value for name, value in self._headers.items() if name != self._name}.items()
+
+
+def _drop(stack: Stack, response: Any) -> None:
+    """Read a challenged response's body up to the limit, and let go of it: httpx would read it whole."""
+    if response is not None and not response.is_closed:
+        dropped = 0
+        for chunk in response.stream:
+            dropped += len(chunk)
+            if dropped > MOST_DROPPED:
+                break
+        response.stream.close()
+        response.stream = stack.ByteStream(b"")
+
+
+async def _adrop(stack: Stack, response: Any) -> None:
+    """The same in an event loop."""
+    if response is not None and not response.is_closed:
+        dropped = 0
+        async for chunk in response.stream:
+            dropped += len(chunk)
+            if dropped > MOST_DROPPED:
+                break
+        await response.stream.aclose()
+        response.stream = stack.ByteStream(b"")
