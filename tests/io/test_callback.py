@@ -175,10 +175,11 @@ def test_the_listener_closes_as_soon_as_the_last_page_was_served(start: Start) -
     login.serving.result(SECOND)
 
 
-def test_cancelling_closes_at_once_with_connections_open(start: Start, portal: BlockingPortal) -> None:
+def test_cancelling_closes_at_once_with_connections_open(start: Start) -> None:
     login = start()
     with connect(login) as idle:
         idle.sendall(b"GET /")
+        login.begin()  # whoever connected before is accepted by now
         login.serving.cancel()
         assert rest(idle) == b""
 

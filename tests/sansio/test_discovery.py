@@ -194,6 +194,12 @@ def test_the_next_one_if_one_is_unavailable(first: World, asked: list[str]) -> N
     assert played.notices == ["issuer-unavailable"]
 
 
+def test_the_next_one_is_told_printably() -> None:
+    played = discover({f"{PRM}/mcp": prm(A, "https://b.example/\x1b[2J?key=s3cret")})
+    assert [notice.message for notice in played.end.notices] == [f"{A} is unavailable; trying https://b.example/%1B[2J"]
+    assert played.end.error.reason is Reason.URL_REFUSED
+
+
 @pytest.mark.parametrize(
     ("first", "reason"),
     [
@@ -254,6 +260,28 @@ def test_trusted_issuer_known_elsewhere(known: tuple[tuple[str, str], ...], acce
     if isinstance(end, Failed):
         assert end.error.reason is Reason.ISSUER_MISMATCH
         assert end.error.message == f"{B} is known with another token endpoint than {A} gives it"
+
+
+@pytest.mark.parametrize(
+    ("published", "known", "accepted"),
+    [
+        pytest.param(A, (), True, id="RULES-2.5-unknown"),
+        pytest.param(A, ((A, f"{A}/token"),), True, id="RULES-2.5-known-with-this-endpoint"),
+        pytest.param(A, ((A, "https://x.example"),), False, id="RULES-2.5-known-with-another-endpoint"),
+        pytest.param(HOST, ((HOST, "https://x.example"),), True, id="RULES-2.5-its-own-name"),
+        pytest.param(f"{HOST}/", ((f"{HOST}/", "https://x.example"),), True, id="RULES-2.5-its-own-name-with-slash"),
+    ],
+)
+def test_trusted_issuer_at_the_servers_own_origin(
+    published: str, known: tuple[tuple[str, str], ...], accepted: bool
+) -> None:
+    plan = replace(PLAN, trusted_issuer=((HOST, A),))
+    end = discover({OWN: metadata(published)}, plan, known=known).end
+    assert isinstance(end, Done) == accepted
+    if isinstance(end, Done):
+        assert (end.value.metadata.issuer, end.value.listed, end.value.resource) == (published, None, MCP)
+    else:
+        assert end.error.message == f"{A} is known with another token endpoint than {HOST} gives it"
 
 
 def test_an_issuer_under_its_own_name_may_move_its_token_endpoint() -> None:

@@ -116,6 +116,10 @@ def test_a_failed_redirect_names_the_url_that_failed() -> None:
     assert fetched.attempt == Attempt(B, reason="no route to host")
 
 
+def test_a_reason_is_made_printable() -> None:
+    assert fetch(SendFailed("no\nroute\x1b[2J", may_have_arrived=False)).attempt.reason == "no route [2J"
+
+
 def test_the_table_is_what_happens() -> None:
     worlds: list[World] = [{URL: DOWN}, {URL: redirect("/b")}]
     taken = [transitions(play(fetching, fetching.begin(URL), world)) for world in worlds]

@@ -143,6 +143,13 @@ def test_failure(world: World, challenged: tuple[str, ...], reason: Reason, url:
     assert played.end.error.message
 
 
+def test_a_refused_url_is_told() -> None:
+    error = find({}, ("https://10.0.0.1/a?k=1",)).end.error
+    refusal = f"https://10.0.0.1/a is a private address, out of reach for the server {MCP}"
+    assert error.message == f"metadata URL refused: {refusal}"
+    assert [str(attempt) for attempt in error.attempts][:1] == [f"https://10.0.0.1/a: {refusal}"]
+
+
 @pytest.mark.parametrize(
     ("server", "named", "notices"),
     [

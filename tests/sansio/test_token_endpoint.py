@@ -8,14 +8,13 @@ from urllib.parse import parse_qsl, unquote_plus
 import msgspec
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from mcp_oauth.sansio import token_endpoint
 from mcp_oauth.sansio.errors import Failure, Reason
 from mcp_oauth.sansio.grant import AuthMethod, Registration
 from mcp_oauth.sansio.messages import Request, Response, header, header_values
 from mcp_oauth.sansio.token_endpoint import HIDDEN, LONGEST_LIFE, TokenAnswer, choose_auth_method, scrub
-from tests.sansio.walks import CANARY, NOW, RESPONSES, answer, table
+from tests.sansio.walks import CANARY, NOW, RESPONSES, TEXT, answer, table
 
 URL = "https://as.example/token?tenant=1"
 FORM = "application/x-www-form-urlencoded"
@@ -63,7 +62,7 @@ class TestClientAuthentication:
         headers, _ = token_endpoint.authenticate(client, "client_secret_basic")
         assert headers == (("authorization", "Basic czZCaGRSa3F0Mzo3RmpmcDBaQnIxS3REUmJuZlZkbUl3"),)
 
-    @given(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")))
+    @given(TEXT, TEXT)
     def test_basic_comes_back(self, client_id: str, secret: str) -> None:
         pair = basic(token_endpoint.request(URL, registered("client_secret_basic", client_id, secret), ()))
         assert tuple(map(unquote_plus, pair.split(":"))) == (client_id, secret)

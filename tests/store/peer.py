@@ -137,12 +137,14 @@ class _Commands:
         os.waitpid(child, 0)
         return "child ended"
 
-    def idle_child(self) -> int:
-        """Fork a child that does nothing, and does it until it is killed."""
+    def idle_child(self) -> str:
+        """Let a forked child say its process id ("child"), and then do nothing until it is killed."""
         if (child := os.fork()) == 0:
+            say("child", os.getpid())
             while True:
                 signal.pause()
-        return child
+        os.waitpid(child, 0)
+        return "child ended"
 
     def die_at(self, call: int, steps: list[Step]) -> bool:
         """In a forked child, take these steps and die by SIGKILL before some call of the system. Says if it died."""

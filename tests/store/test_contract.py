@@ -300,12 +300,13 @@ def test_a_forked_child_cannot_release_its_parents_lock(recipe: Recipe, start: S
 def test_a_forked_child_does_not_keep_its_dead_parents_lock(recipe: Recipe, start: Start) -> None:
     peer, store = start(recipe), recipe.store()
     assert peer.ask("lock", key="key") is True
-    child = peer.ask("idle_child")
+    peer.tell("idle_child")
+    child = peer.hear("child")
     try:
         os.kill(peer.pid, signal.SIGKILL)
         peer.process.wait()
         with take(store, "key"):
-            os.kill(child, 0)  # still there
+            assert os.getpgid(child), "still there"
     finally:
         os.kill(child, signal.SIGKILL)
 

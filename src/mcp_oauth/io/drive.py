@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from mcp_oauth.io.ports import Answer, Ports
-from mcp_oauth.sansio.steps import Await, Done, Event, Failed, Send, Step
+from mcp_oauth.sansio.steps import Await, Done, Effect, Event, Failed, Send, Step
 from mcp_oauth.sansio.values import Now
 
 S = TypeVar("S")
@@ -34,11 +34,18 @@ def drive(step: Step[S, R], advance: Advance[S, R], send: Callable[[Send], Answe
 
 
 async def drive_async(
-    step: Step[S, R], advance: Advance[S, R], send: Callable[[Send], Awaitable[Answer]], ports: Ports
-) -> Done[R] | Failed:
-    """The same in an event loop of its own, for an HTTP stack that needs one: only `send` is awaited."""
+    step: Step[S, R],
+    advance: Advance[S, R],
+    send: Callable[[Send], Awaitable[Answer]],
+    ports: Ports,
+    until: type[Effect] | tuple[()] = (),
+) -> Step[S, R]:
+    """The same in an event loop of its own, for an HTTP stack that needs one: only `send` is awaited.
+
+    It ends early before an effect of the kind `until`, with the step that asks for it.
+    """
     with ports:
-        while isinstance(step, Await):
+        while isinstance(step, Await) and not isinstance(step.effect, until):
             _tell(ports, step)
             effect = step.effect
             event = await send(effect) if isinstance(effect, Send) else ports.perform(effect)

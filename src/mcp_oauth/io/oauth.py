@@ -31,7 +31,7 @@ from mcp_oauth.sansio.grant import GrantRecord, Token, grant_key
 from mcp_oauth.sansio.keeping import Outcome
 from mcp_oauth.sansio.logout import LoggedOut
 from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, Plan, PreRegistered, check
-from mcp_oauth.sansio.steps import Done, Ensured, Failed, Need, NotEnsured, Notice, Send, Step
+from mcp_oauth.sansio.steps import Await, Done, Effect, Ensured, Failed, Need, NotEnsured, Notice, Send, Step
 from mcp_oauth.sansio.values import Seed
 from mcp_oauth.store.base import Store
 
@@ -147,6 +147,11 @@ class BaseOAuth(ABC):
         return self._plan.server_url
 
     @property
+    def plan(self) -> Plan:
+        """What was configured."""
+        return self._plan
+
+    @property
     def token(self) -> Token | None:
         """The token at hand in this process: its scopes and lifetime. It is asked for nowhere."""
         return self._token
@@ -216,7 +221,8 @@ class BaseOAuth(ABC):
     def _could_login(self, need: Need) -> bool:
         return self._plan.interactive and need.may_login and not _only_renewal(need)
 
-    def _take(self, outcome: Outcome) -> Ensured:
+    def take(self, outcome: Outcome) -> Ensured:
+        """Keep the token that a run of the upkeep brought."""
         token = outcome.token
         if token is not None and token != self._token:
             self._token, self._accepted = token, outcome.how == "stored"
@@ -239,12 +245,20 @@ class BaseOAuth(ABC):
         return self._run(flight, logout.begin(self._plan, Seed(os.urandom(32))), logout.advance)
 
     def _run(self, flight: Flight, step: Step[S, R], advance: Advance[S, R]) -> Done[R] | Failed:
+        end = self.run(flight, step, advance)
+        assert not isinstance(end, Await)  # noqa: S101 - nothing stops it before its end
+        return end
+
+    def run(
+        self, flight: Flight, step: Step[S, R], advance: Advance[S, R], until: type[Effect] | tuple[()] = ()
+    ) -> Step[S, R]:
+        """Run a machine on a flight's thread: to its end, or to the first effect of the kind `until`."""
         clock = _FlightClock(flight)
         ports = Ports(self._store, self._user, clock, tell=self._tell, allow_issuer=self._allow_issuer)
 
-        async def fly() -> Done[R] | Failed:
+        async def fly() -> Step[S, R]:
             async with self.open_sender() as send:
-                return await drive_async(step, advance, send, ports)
+                return await drive_async(step, advance, send, ports, until)
 
         try:
             return _in_loop(fly)
@@ -298,7 +312,7 @@ class _Trip:
         return landed.could_login or not self._oauth._could_login(need)
 
     def _result(self, step: Done[Outcome] | Failed) -> Ensured | NotEnsured:
-        return NotEnsured(step.error) if isinstance(step, Failed) else self._oauth._take(step.value)
+        return NotEnsured(step.error) if isinstance(step, Failed) else self._oauth.take(step.value)
 
 
 def _only_renewal(need: Need) -> bool:

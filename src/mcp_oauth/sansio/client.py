@@ -238,17 +238,19 @@ def _remember(query: Query, client: Registration) -> Out:
     return Await(Remembering(query, client), save)
 
 
+_PREPARED = (Preparing, Registering, Remembering, Done)
+
 TABLE: Table = {
     Recalling: (
         (Load,),
-        {Loaded: (Forgetting, Preparing, Registering, Remembering, Done, Failed), StoreFailed: (Failed,)},
+        {Loaded: (Forgetting, *_PREPARED), StoreFailed: (Failed,)},
     ),
     Forgetting: (
         (Save,),
         {
-            Saved: (Preparing, Registering, Failed),
-            StoreFailed: (Preparing, Registering, Failed),
-            Conflict: (Forgetting, Preparing, Registering, Failed),
+            Saved: _PREPARED,
+            StoreFailed: _PREPARED,
+            Conflict: (Forgetting, *_PREPARED),
         },
     ),
     Preparing: ((Listen,), {Listening: (Registering, Remembering, Done, Failed), UserFailed: (Failed,)}),

@@ -103,8 +103,8 @@ def begin(query: Query) -> Out:
 def resume(query: Query, found: Found) -> Out:
     """The same, where the protected resource metadata has been read just now."""
     if found.metadata is None:
-        origin = uris.origin(query.plan.server_url)
-        return _origin(query, found, issuer.begin(issuer.Query(query.plan, origin, others=(origin + "/",))))
+        origin, *others = _spellings(query.plan.server_url)
+        return _origin(query, found, issuer.begin(issuer.Query(query.plan, origin, tuple(others))))
     return _issuers(query, found.metadata, _order(query, found.metadata.authorization_servers), found.attempts)
 
 
@@ -151,7 +151,9 @@ def _issuer(
     return within(
         step,
         lambda inner: FindingIssuer(query, found, issuers, attempts, inner),
-        lambda metadata: _discovered(query, found, issuers[0], metadata),
+        lambda metadata: _discovered(
+            query, Discovered(found.resource, metadata, found.scopes_supported, issuers[0]), (issuers[0],)
+        ),
         lambda error: _unavailable(query, found, issuers, replace(error, attempts=attempts + error.attempts)),
     )
 
@@ -160,27 +162,32 @@ def _unavailable(query: Query, found: ProtectedResourceMetadata, issuers: tuple[
     """Another one is tried only if this one is unavailable, never after a failed security check (RULES 2.4)."""
     if error.reason not in (Reason.NO_ISSUER_METADATA, Reason.SERVER_UNAVAILABLE) or len(issuers) == 1:
         return Failed(error)
-    notice = Notice("issuer-unavailable", f"{issuers[0]} is unavailable; trying {issuers[1]}")
+    notice = Notice("issuer-unavailable", f"{issuers[0]} is unavailable; trying {uris.without_query(issuers[1])}")
     return noting(_issuers(query, found, issuers[1:], error.attempts), notice)
 
 
-def _discovered(
-    query: Query, found: ProtectedResourceMetadata, listed: str, metadata: AuthorizationServerMetadata
-) -> Out:
-    endpoints = dict(query.known)
-    if listed != metadata.issuer and endpoints.get(metadata.issuer, metadata.token_endpoint) != metadata.token_endpoint:
-        message = f"{uris.without_query(metadata.issuer)} is known with another token endpoint than {listed} gives it"
-        return Failed(failure(Reason.ISSUER_MISMATCH, message, url=metadata.token_endpoint))
-    return Done(Discovered(found.resource, metadata, found.scopes_supported, listed))
-
-
 def _origin(query: Query, found: Found, step: Step[issuer.State, AuthorizationServerMetadata]) -> Out:
+    server = query.plan.server_url
     return within(
         step,
         lambda inner: FindingOrigin(query, found, inner),
-        lambda metadata: Done(Discovered(query.plan.server_url, metadata)),
+        lambda metadata: _discovered(query, Discovered(server, metadata), _spellings(server)),
         lambda error: _nothing(query, replace(error, attempts=found.attempts + error.attempts)),
     )
+
+
+def _spellings(server: str) -> tuple[str, ...]:
+    """The names that a server may have as its own authorization server: nobody lists one."""
+    return uris.origin(server), uris.origin(server) + "/"
+
+
+def _discovered(query: Query, found: Discovered, own: tuple[str, ...]) -> Out:
+    """An issuer met under another name than its `own` must not be known with another token endpoint (RULES 2.5)."""
+    name, endpoint = found.metadata.issuer, found.metadata.token_endpoint
+    if name in own or dict(query.known).get(name, endpoint) == endpoint:
+        return Done(found)
+    message = f"{uris.without_query(name)} is known with another token endpoint than {own[0]} gives it"
+    return Failed(failure(Reason.ISSUER_MISMATCH, message, url=endpoint))
 
 
 def _nothing(query: Query, error: Failure) -> Out:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from mcp_oauth.sansio.errors import Attempt
-from mcp_oauth.sansio.messages import Response, get, header, read_json
+from mcp_oauth.sansio.messages import Response, get, header, printable, read_json
 from mcp_oauth.sansio.steps import Await, Done, Event, Misuse, Send, SendFailed, Step, Table
 from mcp_oauth.sansio.uris import redirect_target, without_query
 from mcp_oauth.sansio.values import Value
@@ -69,7 +69,7 @@ def advance(state: State, event: Event) -> Step[State, Fetched]:
         case Response():
             return _answered(state, event)
         case SendFailed(reason):
-            return Done(Fetched(Attempt(without_query(state.url), reason=reason), None))
+            return Done(Fetched(Attempt(without_query(state.url), reason=printable(reason)), None))
         case _:
             raise Misuse(state, event)
 

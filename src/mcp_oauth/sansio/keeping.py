@@ -1,4 +1,7 @@
-"""The machine that saves a grant just obtained, before anyone gets its token (RULES 4.10, 4.11): at most 16 effects.
+"""The machine that saves a grant just obtained, before anyone gets its token (RULES 4.10, 4.11): at most 10 effects.
+
+    Save -> (a conflict) Save ...
+         -> (a failure) Load -> Save
 
 A save is judged by its revision alone. A lost answer is settled by reading. What a conflict means is the heart of
 it: facts beat intents, the later fact wins, another login stands, and a logout is never undone.
@@ -12,6 +15,7 @@ from mcp_oauth.sansio.errors import Failure, Reason, failure
 from mcp_oauth.sansio.grant import (
     Grant,
     GrantRecord,
+    LoginClaim,
     Record,
     Token,
     alive,
@@ -38,8 +42,10 @@ from mcp_oauth.sansio.steps import (
 from mcp_oauth.sansio.values import Now, Seed, Value, fingerprint
 
 MOST_ROUNDS = 8
-"""Saves that meet conflicts."""
-MOST_EFFECTS = 2 * MOST_ROUNDS
+"""Saves, most of which met conflicts."""
+MOST_FAILURES = 2
+"""Saves that the store could not do, after which it is left in peace: each may have taken it long."""
+MOST_EFFECTS = MOST_ROUNDS + MOST_FAILURES
 
 
 class Outcome(Value, frozen=True):
@@ -51,7 +57,9 @@ class Outcome(Value, frozen=True):
     token: Token | None = None
     failure: Failure | None = None
     unsaved: GrantRecord | None = None
-    """The record that the store would not take: only in memory (RULES 4.11)."""
+    """What the store would not take: only in memory (RULES 4.11), to be given to the next `upkeep.begin`. Of a login
+    it still has the claim, by which that is known again as ours.
+    """
 
 
 class Kept(Value, frozen=True):
@@ -78,6 +86,8 @@ class Keep(Value, frozen=True):
     """The id of the login's claim; None: a renewal."""
     resource_metadata_seen: bool = False
     rounds: int = 0
+    failures: tuple[str, ...] = ()
+    """Why the store could not do saves."""
 
 
 class Saving(Value, frozen=True, tag="keeping.Saving"):
@@ -105,27 +115,34 @@ Out = Step[State, Kept]
 def begin(keep: Keep, base: GrantRecord, expected: str | None) -> Out:
     """Put the grant into `base`, and save that over revision `expected`."""
     keep = replace(keep, rounds=keep.rounds + 1)
-    record = with_grant(base, keep.grant)
-    if keep.claim is not None:
-        allowed = tuple(dict.fromkeys((*base.allowed_issuers, keep.grant.issuer)))
-        record = replace(record, login=None, no_login_before=None, allowed_issuers=allowed)
-    seen = record.resource_metadata_seen or keep.resource_metadata_seen
-    record = replace(record, resource_metadata_seen=seen, revision=keep.seed.text("keep", keep.rounds))
+    seen = base.resource_metadata_seen or keep.resource_metadata_seen
+    revision = keep.seed.text("keep", keep.rounds)
+    record = replace(_with_mine(keep, base), resource_metadata_seen=seen, revision=revision)
     return Await(Saving(keep, record), Save(keep.key, record, expected))
+
+
+def _with_mine(keep: Keep, base: GrantRecord) -> GrantRecord:
+    record = with_grant(base, keep.grant)
+    if keep.claim is None:
+        # A renewal does not decide which issuer is in use: a login at another one may have come between.
+        return replace(record, current=base.current)
+    allowed = tuple(dict.fromkeys((*base.allowed_issuers, keep.grant.issuer)))
+    return replace(record, login=None, no_login_before=None, allowed_issuers=allowed)
 
 
 def advance(state: State, event: Event, *, now: Now) -> Out:
     """See the table below."""
     match state, event:
-        case Saving(keep), Saved(durable):
-            return _saved(keep, durable)
+        case Saving(keep, record), Saved(durable):
+            return _saved(keep, record, durable)
         case Saving(keep, record), Conflict(theirs):
             return settle(keep, record, grants(theirs), now)
-        case Saving(keep, record), StoreFailed():
+        case Saving(keep, record), StoreFailed(reason):
+            keep = replace(keep, failures=(*keep.failures, reason))
             return Await(Settling(keep, record), Load(keep.key))
         case Settling(keep, record), Loaded(stored):
             settled = isinstance(stored, GrantRecord) and stored.revision == record.revision
-            return _saved(keep, durable=False) if settled else settle(keep, record, grants(stored), now)
+            return _saved(keep, record, durable=False) if settled else settle(keep, record, grants(stored), now)
         case Settling(keep, record), StoreFailed(reason):
             return _unsaved(keep, record, reason)
         case _:
@@ -137,16 +154,20 @@ def grants(record: Record | None) -> GrantRecord | None:
     return record if isinstance(record, GrantRecord) else None
 
 
-def _saved(keep: Keep, durable: bool) -> Out:
-    done = Notice("renewed" if keep.how == "renewed" else "logged-in", f"tokens from {keep.grant.issuer} are saved")
+def _saved(keep: Keep, record: GrantRecord, durable: bool) -> Out:
+    """Where a login at another issuer came between, its grant is the one in use: look again."""
+    then = Outcome(keep.how, token_of(keep.grant)) if record.current == keep.grant.issuer else Outcome()
+    done = Notice("renewed" if keep.claim is None else "logged-in", f"tokens from {keep.grant.issuer} are saved")
     doubt = Notice("not-durable", "a power failure may lose the new tokens: the store is not durable")
-    return Done(Kept(Outcome(keep.how, token_of(keep.grant))), (done,) if durable else (done, doubt))
+    return Done(Kept(then), (done,) if durable else (done, doubt))
 
 
 def _unsaved(keep: Keep, record: GrantRecord, reason: str) -> Out:
     """Callers get the token all the same."""
+    claim = LoginClaim(keep.claim, holder="", until=0.0) if keep.claim is not None else None
+    unsaved = replace(with_grant(record, keep.grant), login=claim)
     notice = Notice("not-persisted", f"the new tokens could not be saved and are only in memory: {reason}")
-    return Done(Kept(Outcome(keep.how, token_of(keep.grant), unsaved=record)), (notice,))
+    return Done(Kept(Outcome(keep.how, token_of(keep.grant), unsaved=unsaved)), (notice,))
 
 
 def settle(keep: Keep, record: GrantRecord, theirs: GrantRecord | None, now: Now) -> Out:
@@ -157,12 +178,11 @@ def settle(keep: Keep, record: GrantRecord, theirs: GrantRecord | None, now: Now
         message = "a logout came between; the new tokens are revoked"
         return Done(Kept(failure(Reason.LOGGED_OUT, message), revoke=keep.grant))
     other = _rival(keep, theirs)
-    if other is None or _mine_wins(keep, other, now):
+    if _mine_wins(keep, other, now):
         return _again(keep, theirs, theirs.revision)
-    will_do = alive(other, now) and fingerprint(other.access_token) != keep.unlike
-    then = Outcome("stored", token_of(other)) if will_do else Outcome()
     # The same lineage is one family at the server: to revoke mine would take theirs away.
-    return Done(Kept(then, revoke=None if other.lineage == keep.grant.lineage else keep.grant))
+    one_family = other is not None and other.lineage == keep.grant.lineage
+    return Done(Kept(_instead(keep, theirs, now), revoke=None if one_family else keep.grant))
 
 
 def _ours(keep: Keep, theirs: GrantRecord) -> bool:
@@ -176,24 +196,39 @@ def _rival(keep: Keep, theirs: GrantRecord) -> Grant | None:
     return next((grant for grant in theirs.grants if grant.issuer == keep.grant.issuer), None)
 
 
-def _mine_wins(keep: Keep, other: Grant, now: Now) -> bool:
-    """A renewal: the other is what was renewed (or its tombstone), or was renewed from the same token earlier.
+def _mine_wins(keep: Keep, other: Grant | None, now: Now) -> bool:
+    """Whether the grant goes over the other one.
 
-    A login: the other is of no use.
+    A login: unless the other serves as well (RULES 4.3). A renewal: if the other was renewed from the same token and
+    sent earlier, or is an ancestor of mine: what I renewed, be it a tombstone now, or what a store has fallen back to.
+    Where there is none, a logout and a login elsewhere came between.
     """
     mine = keep.grant
     if keep.claim is not None:
-        return not alive(other, now) or fingerprint(other.access_token) == keep.unlike
-    if other.lineage != mine.lineage:
+        enough = other is not None and set(mine.requested or ()) <= set(other.requested or ())
+        return other is None or other.issuer != mine.issuer or not enough or not _will_do(keep, other, now)
+    if other is None or other.lineage != mine.lineage:
         return False
-    unchanged = other.refresh_token is not None and fingerprint(other.refresh_token) == mine.parent
-    return unchanged or (other.parent == mine.parent and other.obtained_at <= mine.obtained_at)
+    if other.parent == mine.parent:
+        return other.obtained_at <= mine.obtained_at
+    return other.generation < mine.generation
+
+
+def _instead(keep: Keep, theirs: GrantRecord, now: Now) -> Outcome:
+    grant = current_grant(theirs)
+    return Outcome("stored", token_of(grant)) if grant is not None and _will_do(keep, grant, now) else Outcome()
+
+
+def _will_do(keep: Keep, grant: Grant, now: Now) -> bool:
+    return alive(grant, now) and fingerprint(grant.access_token) != keep.unlike
 
 
 def _again(keep: Keep, base: GrantRecord, expected: str | None) -> Out:
-    if keep.rounds < MOST_ROUNDS:
-        return begin(keep, base, expected)
-    return _unsaved(keep, with_grant(base, keep.grant), "other processes kept changing the record")
+    if len(keep.failures) == MOST_FAILURES:
+        return _unsaved(keep, base, keep.failures[-1])
+    if keep.rounds == MOST_ROUNDS:
+        return _unsaved(keep, base, "other processes kept changing the record")
+    return begin(keep, base, expected)
 
 
 TABLE: Table = {

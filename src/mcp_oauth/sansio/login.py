@@ -11,22 +11,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mcp_oauth.sansio import authorization_code, client, discovery, keeping, resource, revocation, scopes
+from mcp_oauth.sansio import attempt, authorization_code, client, discovery, keeping, resource, revocation
+from mcp_oauth.sansio.attempt import Chosen, Login
 from mcp_oauth.sansio.authorization_code import Authorized, AwaitingRedirect
 from mcp_oauth.sansio.client import Ready
 from mcp_oauth.sansio.discovery import Discovered
 from mcp_oauth.sansio.errors import Failure, Reason, failure
-from mcp_oauth.sansio.grant import (
-    Grant,
-    GrantRecord,
-    LoginClaim,
-    Registration,
-    Scopes,
-    Token,
-    current_grant,
-    fresh,
-    token_of,
-)
+from mcp_oauth.sansio.grant import Grant, GrantRecord, Registration, current_grant
 from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
 from mcp_oauth.sansio.plan import Plan
 from mcp_oauth.sansio.steps import (
@@ -61,16 +52,6 @@ MOST_POLLS = 360
 """Looks at somebody else's login, a second apart."""
 MOST_SAVES = 8
 """Rounds of saves that meet conflicts."""
-EXPECTED = 60.0
-"""Seconds that a claim lasts before the browser opens."""
-HEARTBEAT = 20.0
-"""Seconds that a claim lasts while the browser is open; it is renewed every `authorization_code.PATIENCE`."""
-TWO_LEG = 600.0
-"""Seconds that a claim lasts whose redirect comes to another process."""
-HOLD_BACK = 600.0
-"""Seconds in which a denied or fruitless login is not repeated unasked (RULES 3.4)."""
-MAY_HELP = (Reason.USER_UNAVAILABLE, Reason.ISSUER_REFUSED, Reason.EXCHANGE_LOST)
-"""Failures of a login after which another one is not held back: nobody was troubled, or it may just work."""
 MOST_EFFECTS = (
     2 * MOST_POLLS
     + 2 * MOST_SAVES
@@ -80,37 +61,6 @@ MOST_EFFECTS = (
     + keeping.MOST_EFFECTS
     + revocation.MOST_EFFECTS
 )
-
-
-class Login(Value, frozen=True):
-    """One login, and the record as it was last seen."""
-
-    shown = ("plan", "need", "polls")
-
-    plan: Plan
-    key: str
-    need: Need
-    seed: Seed
-    record: GrantRecord | None
-    claim: str
-    """The id of our claim."""
-    known: resource.Found | None = None
-    """The protected resource metadata, if it has just been read."""
-    unlike: str | None = None
-    """The lineage of the grant that a forced login replaces."""
-    polls: int = 0
-    saves: int = 0
-    again: bool = False
-    """The server had forgotten our registration: this is the second round (RULES 2.11)."""
-
-
-class Chosen(Value, frozen=True):
-    """What discovery decided for the rest of the login."""
-
-    shown = ("found", "scopes")
-
-    found: Discovered
-    scopes: Scopes | None
 
 
 class Claiming(Value, frozen=True, tag="login.Claiming"):
@@ -241,7 +191,7 @@ def begin(
     now: Now,
 ) -> Out:
     """Log in. `record` is what is stored now; `known` the protected resource metadata, if it has just been read."""
-    why = _held_back(plan, need, record, now)
+    why = attempt.held_back(plan, need, record, now)
     if why:
         return Failed(why)
     grant = current_grant(record) if need.because == "forced" else None
@@ -294,23 +244,9 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
 # --- May we, and does somebody else already? --------------------------------------------------------------------------
 
 
-def _held_back(plan: Plan, need: Need, record: GrantRecord | None, now: Now) -> Failure | None:
-    if need.because == "scope":
-        wanted = scopes.to_step_up(plan, current_grant(record), need.scopes or ())
-        if wanted is None:
-            return failure(Reason.SCOPE_LIMIT, f"the server demands {' '.join(need.scopes or ())}")
-        if record is not None and any(set(wanted) == set(denied) for denied in record.denied_scopes):
-            return failure(Reason.STEP_UP_DENIED, f"{' '.join(wanted)} was denied before")
-    if not plan.interactive:
-        return failure(Reason.AUTHORIZATION_REQUIRED, f"{plan.server_url} needs a login, and interactive=False")
-    if need.because not in ("asked", "forced") and record is not None and now.wall < (record.no_login_before or 0.0):
-        return failure(Reason.LOGIN_HELD_BACK, f"no new login at {plan.server_url} unasked")
-    return None
-
-
 def _look(login: Login, now: Now) -> Out:
     """A peer's token, a peer's login, or ours."""
-    token = _adoptable(login, now)
+    token = attempt.adoptable(login, now)
     if token is not None and login.polls + login.saves > 0:
         return Done(Outcome("stored", token))
     claim = login.record.login if login.record is not None else None
@@ -322,34 +258,14 @@ def _look(login: Login, now: Now) -> Out:
     return Await(Elsewhere(replace(login, polls=login.polls + 1)), Sleep(1.0), notices)
 
 
-def _adoptable(login: Login, now: Now) -> Token | None:
-    """A token that came while we waited and will do."""
-    grant = current_grant(login.record)
-    token = token_of(grant) if grant else None
-    if token is None or token.fingerprint == login.need.unlike or not fresh(token, now, login.plan.jitter):
-        return None
-    if grant is not None and grant.lineage == login.unlike:
-        return None
-    enough = login.need.because != "scope" or set(login.need.scopes or ()) <= set(token.requested or ())
-    return token if enough else None
-
-
 def _claim(login: Login, now: Now) -> Out:
     if login.saves == MOST_SAVES:
         return Failed(failure(Reason.STORE_CONTENDED, "the login could not be announced"))
     expected = login.record.revision if login.record is not None else None
     # A logout from here on is one that came between.
-    claimed = _claimed(login, now, TWO_LEG if login.plan.two_leg else EXPECTED)
+    claimed = attempt.claimed(login, now, attempt.TWO_LEG if login.plan.two_leg else attempt.EXPECTED)
     login, record = _next(login, replace(claimed, logged_out=False))
     return Await(Claiming(login, record), Save(login.key, record, expected))
-
-
-def _claimed(login: Login, now: Now, seconds: float) -> GrantRecord:
-    return replace(_base(login), login=LoginClaim(login.claim, login.plan.holder, now.wall + seconds))
-
-
-def _base(login: Login) -> GrantRecord:
-    return login.record or GrantRecord("", login.plan.server_url, login.plan.account)
 
 
 def _next(login: Login, record: GrantRecord) -> tuple[Login, GrantRecord]:
@@ -362,7 +278,7 @@ def _next(login: Login, record: GrantRecord) -> tuple[Login, GrantRecord]:
 
 
 def _discover(login: Login, now: Now) -> Out:
-    record = _base(login)
+    record = attempt.base(login)
     query = discovery.Query(
         login.plan,
         login.need.resource_metadata,
@@ -386,41 +302,17 @@ def _discovered(login: Login, step: Step[discovery.State, Discovered], now: Now)
 def _choose(login: Login, found: Discovered, now: Now) -> Out:
     """Which scopes, and whether this authorization server may be used (RULES 2.9)."""
     issuer, plan = found.metadata.issuer, login.plan
-    bound = _bound(login)
+    bound = attempt.bound_to(login)
     if bound and issuer not in bound:
         message = f"the client is in use at {bound[0]}, and the server now names {issuer}"
         return _withdraw(login, failure(Reason.CLIENT_OF_ANOTHER_ISSUER, message, url=issuer), now)
-    chosen = Chosen(found, _scopes(login, found))
-    if issuer in _base(login).allowed_issuers:
+    chosen = Chosen(found, attempt.scopes_of(login, found))
+    if issuer in attempt.base(login).allowed_issuers:
         return _ready(login, chosen, None, now)
     if plan.ask_issuer:
         return Await(Asking(login, chosen), AskIssuer(plan.server_url, issuer, chosen.scopes))
     notice = Notice("issuer-first-used", f"first login at {issuer} for {plan.server_url}")
     return noting(_ready(login, chosen, None, now), notice)
-
-
-def _bound(login: Login) -> tuple[str, ...]:
-    """A pre-registered client without a configured issuer is bound to the one where it is in use (RULES 2.9)."""
-    client = login.plan.preregistered
-    if client is None or client.issuer is not None:
-        return ()
-    used = (grant.registration for grant in _base(login).grants)
-    return tuple(one.issuer for one in used if (one.kind, one.client_id) == ("preregistered", client.client_id))
-
-
-def _scopes(login: Login, found: Discovered) -> Scopes | None:
-    """RULES 2.15 and 3.5; what this issuer was asked for before is asked for again."""
-    earlier = _earlier(login, found)
-    if login.need.because == "scope":
-        return scopes.to_step_up(login.plan, earlier, login.need.scopes or ())
-    wanted = scopes.to_request(login.plan, login.need.scopes, found.scopes_supported, found.metadata)
-    if login.plan.scopes is not None or earlier is None or earlier.requested is None:
-        return wanted
-    return scopes.union(earlier.requested, wanted or ())
-
-
-def _earlier(login: Login, found: Discovered) -> Grant | None:
-    return next((grant for grant in _base(login).grants if grant.issuer == found.metadata.issuer), None)
 
 
 def _ready(login: Login, chosen: Chosen, forget: Registration | None, now: Now) -> Out:
@@ -430,15 +322,9 @@ def _ready(login: Login, chosen: Chosen, forget: Registration | None, now: Now) 
         chosen.found,
         chosen.scopes,
         login.seed.child("client", int(login.again)),
-        forget or _forgotten(login, chosen.found),
+        forget or attempt.forgotten(login, chosen.found),
     )
     return _readied(login, chosen, client.begin(query, now), now)
-
-
-def _forgotten(login: Login, found: Discovered) -> Registration | None:
-    """The client of the earlier grant, if the server did not know it any more at the last renewal."""
-    earlier = _earlier(login, found)
-    return earlier.registration if earlier is not None and earlier.client_refused else None
 
 
 def _readied(login: Login, chosen: Chosen, step: Step[client.State, Ready], now: Now) -> Out:
@@ -459,30 +345,12 @@ def _authorize(login: Login, chosen: Chosen, ready: Ready, now: Now) -> Out:
         chosen.found.metadata,
         ready.client,
         redirect_uri=ready.redirect_uri,
-        resource=_resource(login.plan, chosen.found),
+        resource=attempt.resource_of(login.plan, chosen.found),
         scopes=chosen.scopes,
-        consent=_consent(login, chosen, ready),
+        consent=attempt.consent(login, chosen, ready),
         seed=login.seed.child("authorization", int(login.again)),
     )
     return _authorized(login, chosen, ready, step, now)
-
-
-def _resource(plan: Plan, found: Discovered) -> str | None:
-    """The `resource` parameter (RULES 2.16): the metadata's, byte for byte, unless the caller wants otherwise."""
-    match plan.resource:
-        case "always":
-            return found.resource
-        case "never":
-            return None
-        case override:
-            return override
-
-
-def _consent(login: Login, chosen: Chosen, ready: Ready) -> bool:
-    """OpenID providers are told to ask the person: for offline access, and for the first use of a public client id."""
-    issuer = chosen.found.metadata.issuer
-    first = ready.client.kind == "cimd" and issuer not in _base(login).allowed_issuers
-    return chosen.found.metadata.openid and (first or scopes.OFFLINE in (chosen.scopes or ()))
 
 
 def _authorized(
@@ -499,7 +367,9 @@ def _authorized(
 def _beat(login: Login, chosen: Chosen, ready: Ready, inner: AwaitingRedirect, now: Now) -> Out:
     """Renew the claim. The record that is being saved counts as seen: if the save fails, the next one tells."""
     expected = login.record.revision if login.record is not None else None
-    record = replace(_claimed(login, now, HEARTBEAT), revision=login.seed.text(f"beat/{login.again}", inner.round))
+    record = replace(
+        attempt.claimed(login, now, attempt.HEARTBEAT), revision=login.seed.text(f"beat/{login.again}", inner.round)
+    )
     return Await(Beating(replace(login, record=record), chosen, ready, inner), Save(login.key, record, expected))
 
 
@@ -511,7 +381,7 @@ def _overtaken(login: Login, now: Now) -> Out | None:
     """Somebody logged out, or took over and logged in: this login is of no use any more."""
     if login.record is not None and login.record.logged_out:
         return Failed(failure(Reason.LOGGED_OUT, "a logout came between"))
-    token = _adoptable(login, now)
+    token = attempt.adoptable(login, now)
     return Done(Outcome("stored", token)) if token is not None else None
 
 
@@ -529,51 +399,18 @@ def _withdraw(login: Login, error: Failure, now: Now) -> Out:
     if record is None or record.login is None or record.login.id != login.claim or login.saves >= 2 * MOST_SAVES:
         return Failed(error)
     expected = record.revision
-    denied = _denied(login, error, record)
-    fruitless = error.reason.stage in ("authorization", "token") and error.reason not in MAY_HELP and not denied
-    login, record = _next(
-        login,
-        replace(
-            record,
-            login=None,
-            no_login_before=now.wall + HOLD_BACK if fruitless else record.no_login_before,
-            denied_scopes=record.denied_scopes + denied,
-        ),
-    )
+    login, record = _next(login, attempt.withdrawn(login, record, error, now))
     return Await(Withdrawing(login, error), Save(login.key, record, expected))
-
-
-def _denied(login: Login, error: Failure, record: GrantRecord) -> tuple[Scopes, ...]:
-    if error.reason is not Reason.ACCESS_DENIED or login.need.because != "scope":
-        return ()
-    wanted = scopes.to_step_up(login.plan, current_grant(record), login.need.scopes or ())
-    return (wanted,) if wanted else ()
 
 
 # --- The save ---------------------------------------------------------------------------------------------------------
 
 
 def _granted(login: Login, chosen: Chosen, ready: Ready, result: Authorized) -> Out:
-    metadata, answer = chosen.found.metadata, result.answer
-    grant = Grant(
-        metadata.issuer,
-        ready.client,
-        metadata.token_endpoint or "",
-        answer.access_token,
-        answer.obtained_at,
-        login.seed.text("lineage"),
-        expires_at=answer.expires_at,
-        refresh_token=answer.refresh_token,
-        resource=_resource(login.plan, chosen.found),
-        requested=result.requested,
-        granted=result.granted,
-        revocation_endpoint=metadata.revocation_endpoint,
-        revocation_auth_methods=metadata.revocation_endpoint_auth_methods_supported,
-        extra_token_params=login.plan.token_params,
-    )
-    seen = _base(login).resource_metadata_seen or chosen.found.listed is not None
+    grant = attempt.granted(login, chosen, ready, result)
+    seen = attempt.base(login).resource_metadata_seen or chosen.found.listed is not None
     keep = Keep(login.key, "login", grant, login.seed.child("keep"), login.need.unlike, login.claim, seen)
-    return _saving(keeping.begin(keep, _base(login), login.record.revision if login.record else None))
+    return _saving(keeping.begin(keep, attempt.base(login), login.record.revision if login.record else None))
 
 
 def _saving(step: Step[keeping.State, Kept]) -> Out:
@@ -592,13 +429,13 @@ def _end(then: Outcome | Failure) -> Out:
     return Failed(then) if isinstance(then, Failure) else Done(then)
 
 
-_READY = (Readying, Authorizing, Withdrawing, Failed)
+_READY = (Readying, Authorizing, Withdrawing)
 
 TABLE: Table = {
     Claiming: (
         (Save,),
         {
-            Saved: (Discovering, Asking, *_READY),
+            Saved: (Discovering, Withdrawing),
             Conflict: (Claiming, Elsewhere, Done, Failed),
             StoreFailed: (Failed,),
         },
@@ -606,9 +443,9 @@ TABLE: Table = {
     Elsewhere: ((Sleep,), {Woke: (Looking,)}),
     Looking: ((Load,), {Loaded: (Claiming, Elsewhere, Done, Failed), StoreFailed: (Failed,)}),
     Discovering: inside(discovery.TABLE, Discovering, Asking, *_READY),
-    Asking: ((AskIssuer,), {Allowed: _READY, UserFailed: (Withdrawing, Failed)}),
-    Readying: inside(client.TABLE, *_READY),
-    Authorizing: inside(authorization_code.TABLE, *_READY, Beating, Saving),
+    Asking: ((AskIssuer,), {Allowed: _READY, UserFailed: (Withdrawing,)}),
+    Readying: inside(client.TABLE, *_READY, Failed),
+    Authorizing: inside(authorization_code.TABLE, *_READY, Beating, Saving, Failed),
     Beating: (
         (Save,),
         {

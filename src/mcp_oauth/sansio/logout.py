@@ -248,14 +248,14 @@ TABLE: Table = {
         },
     ),
     Revoking: inside(revocation.TABLE, Revoking, Counting, Done),
-    Counting: ((Load,), {Loaded: (Leaving, Revoking, Done), StoreFailed: (Revoking, Done)}),
+    Counting: ((Load,), {Loaded: (Leaving, Counting, Revoking, Done), StoreFailed: (Counting, Revoking, Done)}),
     Leaving: (
         (Save,),
         {
-            Saved: (Unregistering, Revoking, Done),
-            Conflict: (Revoking, Done),
-            StoreFailed: (Revoking, Done),
+            Saved: (Unregistering, Counting, Revoking, Done),
+            Conflict: (Counting, Revoking, Done),
+            StoreFailed: (Counting, Revoking, Done),
         },
     ),
-    Unregistering: ((Send,), {Response: (Revoking, Done), SendFailed: (Revoking, Done)}),
+    Unregistering: ((Send,), {Response: (Counting, Revoking, Done), SendFailed: (Counting, Revoking, Done)}),
 }

@@ -1,4 +1,4 @@
-"""The machine that renews one grant under the store's lock (RULES 4.4 to 4.12): at most 150 effects, normally 4.
+"""The machine that renews one grant under the store's lock (RULES 4.4 to 4.12): at most 146 effects, normally 4.
 
     Acquire -> Send(refresh) -> Save -> Release
 
@@ -63,14 +63,14 @@ MOST_POLLS = 36
 RETRIES = (1.0, 2.0, 4.0)
 """Seconds before a request is sent again that was certainly not processed (RULES 3.3)."""
 LONGEST_REST = 60.0
-"""Seconds of a Retry-After that are obeyed."""
+"""Seconds of a Retry-After that are obeyed, and the furthest that a next attempt is put off."""
 AFTER_AMBIGUITY = 5.0
 """Seconds before the next try, after two answers were lost."""
 MOST_REFUSALS = 3
-"""Refusals in a row, other than invalid_grant, after which only a login helps (FN 5)."""
+"""Refusals in a row, by OAuth errors other than invalid_grant, after which only a login helps (FN 5)."""
 MOST_RENEWALS = 30
 """Renewals of one grant in a minute (RULES 3.4)."""
-MOST_EFFECTS = 3 * MOST_POLLS + (len(RETRIES) + 1) * 6 + keeping.MOST_EFFECTS + revocation.MOST_EFFECTS + 4
+MOST_EFFECTS = 3 * MOST_POLLS + 6 * len(RETRIES) + 3 + keeping.MOST_EFFECTS + 1 + revocation.MOST_EFFECTS
 
 
 class Task(Value, frozen=True):
@@ -137,6 +137,8 @@ class Sending(Value, frozen=True, tag="renewal.Sending"):
     record: GrantRecord
     grant: Grant
     sent: Now
+    valid_until: float | None
+    """Elapsed seconds at which the lock lapses; None: it does not."""
     again: bool = False
     """The answer to the first request was lost."""
 
@@ -269,13 +271,13 @@ def _acquired(task: Task, record: GrantRecord | None, valid_until: float | None,
     grant = current_grant(record)
     if record is None or grant is None or not _judged(task, grant):
         return _release(Outcome())
-    if grant.next_attempt_at is not None and now.wall < grant.next_attempt_at:
-        return _postponed(task, grant, now, grant.next_attempt_at - now.wall)
+    seconds = _put_off(grant, now)
+    if seconds > 0:
+        return _postponed(task, grant, now, seconds)
     if len(_recent(grant, now)) >= MOST_RENEWALS:
-        return _release(failure(Reason.RENEWAL_TOO_OFTEN, f"{MOST_RENEWALS} renewals within a minute"))
-    if valid_until is not None and now.elapsed + DEADLINE > valid_until:
-        return _release(Outcome())
-    return _send(task, record, grant, now)
+        return _release(_too_often(task, grant))
+    sending = Sending(task, record, grant, now, valid_until)
+    return _send(sending) if _outlives(valid_until, now) else _release(Outcome())
 
 
 def _judged(task: Task, grant: Grant) -> bool:
@@ -287,14 +289,33 @@ def _serves(task: Task, grant: Grant, now: Now) -> bool:
     return alive(grant, now) and fingerprint(grant.access_token) != task.unlike
 
 
+def _put_off(grant: Grant, now: Now) -> float:
+    """Seconds until the next attempt. What lies further ahead than anybody puts it off was noted by another clock."""
+    seconds = (grant.next_attempt_at or now.wall) - now.wall
+    return seconds if seconds <= LONGEST_REST else 0.0
+
+
 def _recent(grant: Grant, now: Now) -> tuple[float, ...]:
     return tuple(at for at in grant.renewals if now.wall - 60.0 < at <= now.wall)
+
+
+def _too_often(task: Task, grant: Grant) -> Outcome | Failure:
+    """A token that nobody refused is used all the same, whatever its expiry says (RULES 4.12)."""
+    if fingerprint(grant.access_token) != task.unlike:
+        return Outcome("stored", token_of(grant))
+    return failure(Reason.RENEWAL_TOO_OFTEN, f"{MOST_RENEWALS} renewals within a minute")
+
+
+def _outlives(valid_until: float | None, now: Now) -> bool:
+    """The lock lasts until the answer must be there (RULES 4.9)."""
+    return valid_until is None or now.elapsed + DEADLINE <= valid_until
 
 
 # --- The request ------------------------------------------------------------------------------------------------------
 
 
-def _send(task: Task, record: GrantRecord, grant: Grant, now: Now, again: bool = False) -> Out:
+def _send(state: Sending) -> Out:
+    grant = state.grant
     request = token_endpoint.refresh_request(
         grant.token_endpoint,
         grant.registration,
@@ -302,7 +323,7 @@ def _send(task: Task, record: GrantRecord, grant: Grant, now: Now, again: bool =
         resource=grant.resource,
         extra=grant.extra_token_params,
     )
-    return Await(Sending(task, record, grant, now, again), Send(request))
+    return Await(state, Send(request))
 
 
 def _answered(state: Sending, response: Response, now: Now) -> Out:
@@ -336,9 +357,9 @@ def _not_processed(state: Sending, reason: str, seconds: float, now: Now) -> Out
 
 def _ambiguous(state: Sending, reason: str, now: Now) -> Out:
     """It may have been processed: present it once more at once, within the server's grace (RULES 3.3)."""
-    if not state.again:
-        return _send(state.task, state.record, state.grant, now, again=True)
-    message = f"the answer to the renewal was lost twice: {reason}"
+    if not state.again and _outlives(state.valid_until, now):
+        return _send(replace(state, sent=now, again=True))
+    message = f"the answer to the renewal was lost: {reason}"
     error = failure(Reason.RENEWAL_AMBIGUOUS, message, url=state.grant.token_endpoint)
     return _note(state, error, now, AFTER_AMBIGUITY)
 
@@ -346,22 +367,30 @@ def _ambiguous(state: Sending, reason: str, now: Now) -> Out:
 def _refused(state: Sending, refusal: Failure, now: Now) -> Out:
     """Only `invalid_grant` means that the token is dead, and only after a fresh read (RULES 3.2)."""
     grant = state.grant
-    if refusal.oauth_error == "invalid_grant" and not _serves(state.task, grant, now):
-        return Await(Confirming(state.task, refusal), Load(state.task.key))
-    if refusal.oauth_error == "invalid_grant":
+    if refusal.oauth_error != "invalid_grant" and not _hopeless(grant, refusal):
+        return _note(state, refusal, now, AFTER_AMBIGUITY, refusals=int(_counts(refusal)))
+    if refusal.oauth_error == "invalid_grant" and grant.expires_at is not None and _serves(state.task, grant, now):
         # Some servers refuse an early renewal only (FN 11): the token at hand lives, so ask again when it does not.
-        return _note(state, refusal, now, (grant.expires_at or now.wall + AFTER_AMBIGUITY) - now.wall)
-    forgotten = refusal.reason is Reason.CLIENT_REFUSED and grant.registration.kind == "dcr"
-    if forgotten or grant.refusals + 1 >= MOST_REFUSALS:
-        return Await(Confirming(state.task, refusal), Load(state.task.key))
-    return _note(state, refusal, now, AFTER_AMBIGUITY, refused=True)
+        return _note(state, refusal, now, min(grant.expires_at - now.wall, LONGEST_REST))
+    return Await(Confirming(state.task, refusal), Load(state.task.key))
 
 
-def _note(state: Sending, then: After, now: Now, seconds: float, refused: bool = False) -> Out:
+def _hopeless(grant: Grant, refusal: Failure) -> bool:
+    """Other refusals after which only a login helps: a forgotten client of our own making (RULES 2.11), or many."""
+    if refusal.reason is Reason.CLIENT_REFUSED and grant.registration.kind != "dcr":
+        return False
+    return refusal.oauth_error == "invalid_client" or (_counts(refusal) and grant.refusals + 1 >= MOST_REFUSALS)
+
+
+def _counts(refusal: Failure) -> bool:
+    """The authorization server itself said no; a page of a gateway before it did not."""
+    return refusal.oauth_error is not None or refusal.reason is Reason.CLIENT_REFUSED
+
+
+def _note(state: Sending, then: After, now: Now, seconds: float, refusals: int = 0) -> Out:
     """Save when the next attempt may be made, then go on to `then`; an early renewal goes on with the token it has."""
-    grant = replace(
-        state.grant, next_attempt_at=now.wall + seconds, refusals=state.grant.refusals + 1 if refused else 0
-    )
+    old = state.grant
+    grant = replace(old, next_attempt_at=now.wall + seconds, refusals=old.refusals + refusals)
     record = _next_revision(state.task, with_grant(state.record, grant))
     if isinstance(then, Failure) and _serves(state.task, grant, now):
         then = Outcome("stored", token_of(grant))
@@ -377,7 +406,7 @@ def _postponed(task: Task, grant: Grant, now: Now, seconds: float) -> Out:
     """Somebody else was told to wait: so do we."""
     if _serves(task, grant, now):
         return _release(Outcome("stored", token_of(grant)))
-    if task.tries < len(RETRIES) and seconds <= LONGEST_REST:
+    if task.tries < len(RETRIES):
         return _release(Rest(replace(task, tries=task.tries + 1), seconds))
     message = f"the next renewal may be tried in {seconds:.0f} s"
     return _release(failure(Reason.RENEWAL_UNAVAILABLE, message, url=grant.token_endpoint))

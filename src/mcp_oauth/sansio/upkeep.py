@@ -285,5 +285,5 @@ TABLE: Table = {
     Restoring: inside(keeping.TABLE, Restoring, *_DECIDED),
     Checking: inside(resource.TABLE, Checking, Renewing, LoggingIn, Done, Failed),
     Renewing: inside(renewal.TABLE, Renewing, Reading, Done, Failed),
-    LoggingIn: inside(login.TABLE, LoggingIn, Reading, Done, Failed),
+    LoggingIn: inside(login.TABLE, LoggingIn, Done, Failed),
 }
