@@ -1,4 +1,4 @@
-"""The machine of a login driven by hand: no driver, no HTTP library, only the pure core and `urllib`."""
+"""A login driven by hand: no driver and no HTTP library, only the pure core and `urllib`."""
 
 import os
 import time
@@ -7,7 +7,7 @@ import urllib.request
 from typing import Any
 
 from mcp_oauth.sansio import steps, upkeep
-from mcp_oauth.sansio.grant import Record, Token
+from mcp_oauth.sansio.grant import Record
 from mcp_oauth.sansio.messages import Response
 from mcp_oauth.sansio.plan import Plan
 from mcp_oauth.sansio.values import Now, Seed
@@ -16,27 +16,20 @@ records: dict[str, Record] = {}  # a store that forgets when the program ends
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any) -> None:
-        return None  # the core follows them, where it may
-
-
-def send(effect: steps.Send) -> steps.Event:
-    asked = effect.request
-    request = urllib.request.Request(asked.url, asked.body or None, dict(asked.headers), method=asked.method)
-    try:
-        answer = urllib.request.build_opener(NoRedirect).open(request, timeout=effect.seconds)
-    except urllib.error.HTTPError as error:
-        answer = error
-    except OSError as error:
-        return steps.SendFailed(str(error), may_have_arrived=True)
-    with answer:
-        return Response(answer.status, tuple(answer.headers.items()), answer.read(effect.max_bytes))
+    def redirect_request(self, *_: Any) -> None:  # the core follows them, where it may
+        return None
 
 
 def perform(effect: steps.Effect) -> steps.Event:
     match effect:
-        case steps.Send():
-            return send(effect)
+        case steps.Send(asked):
+            request = urllib.request.Request(asked.url, asked.body or None, dict(asked.headers), method=asked.method)
+            try:
+                answer = urllib.request.build_opener(NoRedirect).open(request, timeout=effect.seconds)
+            except urllib.error.HTTPError as error:
+                answer = error
+            with answer:
+                return Response(answer.status, tuple(answer.headers.items()), answer.read(effect.max_bytes))
         case steps.Load(key):
             return steps.Loaded(records.get(key))
         case steps.Save(key, record):
@@ -46,18 +39,15 @@ def perform(effect: steps.Effect) -> steps.Event:
             return steps.Listening(redirect_uri.replace("127.0.0.1", "127.0.0.1:8765"))
         case steps.OpenBrowser(url):
             return steps.Redirected(input(f"Open {url}\nand paste the address where the browser ends up: "))
-        case _:
-            raise TypeError(effect)  # locks and waiting: a first login needs neither
+    raise TypeError(effect)  # locks and waiting: a first login needs neither
 
 
-def login(server_url: str) -> Token | None:
+def login(server_url: str) -> steps.Done[Any] | steps.Failed:
     step = upkeep.begin(Plan(server_url), steps.Need("asked"), Seed(os.urandom(32)))
     while isinstance(step, steps.Await):
         event = perform(step.effect)
         step = upkeep.advance(step.state, event, now=Now(time.time(), time.monotonic()))
-    if isinstance(step, steps.Failed):
-        raise SystemExit(str(step.error))
-    return step.value.token
+    return step
 
 
 if __name__ == "__main__":

@@ -109,6 +109,10 @@ class World:
         """Of a hundred answers, how many are odd."""
         self.has_resource_metadata = self.chance(85)
         self.metadata_is_odd = self.chance(15)
+        self.contended = self.chance(20)
+        """Others write to the store all the time."""
+        self.slow = self.pick(0, 0, 1, 3)
+        """Times that the person lets us wait."""
         self.habits: dict[type[Any], type[Any]] = {}
         if self.chance(25):
             self.habits = {effect: self.pick(*events) for effect, events in ANSWERS.items() if self.chance(30)}
@@ -138,6 +142,10 @@ class World:
         self.events += 1
         kinds = ANSWERS[type(effect)]
         kind = self.habits.get(type(effect)) or self.maybe(kinds[0], *kinds)
+        if isinstance(effect, OpenBrowser) and self.slow:
+            self.slow, kind = self.slow - 1, StillWaiting
+        if isinstance(effect, Save) and self.contended and self.chance(50):
+            kind = Conflict
         event: Event = getattr(self, f"_{kind.__name__.lower()}")(effect)
         if isinstance(effect, Save):
             self._store(effect, event)
@@ -264,7 +272,9 @@ class World:
         odd = self.metadata_is_odd
         servers = self.pick(ISSUERS, ISSUERS[:1], ISSUERS[1:], (EVIL, *ISSUERS))
         return {
-            "resource": self.pick(f"{ORIGIN}/x", EVIL, "\ud7ff") if odd and self.chance(30) else self.pick(SERVER, ORIGIN),
+            "resource": self.pick(f"{ORIGIN}/x", EVIL, "\ud7ff")
+            if odd and self.chance(30)
+            else self.pick(SERVER, ORIGIN),
             "authorization_servers": self.pick((), ("javascript:x",), ("http://127.0.0.1:9000",)) if odd else servers,
             "scopes_supported": self.pick(None, ("a", "b"), ("offline_access",), ()),
             "bearer_methods_supported": self.pick(("body",), 7) if odd and self.chance(30) else None,
@@ -427,14 +437,15 @@ class World:
             self.pick(REDIRECT_URI, None, "http://127.0.0.1/callback"),
             self.pick(None, ("a",)),
             secret,
-            self.pick(None, self.now.wall + 9e5, self.now.wall),
+            self.maybe(None, self.now.wall + 9e5, self.now.wall),
             self.pick(f"{name}/register/1", None),
             self.pick(self.canary("registration-access-token"), None),
         )
 
     def registrations(self) -> RegistrationRecord:
-        known = (self.registered(ISSUERS[0]), self.registered(ISSUERS[1]))
-        return RegistrationRecord(f"revision-{self.minted}", known[: self.pick(1, 0, 2)], self.pick((KEY,), (), ("x",)))
+        names = self.pick((ISSUERS[0],), (*ISSUERS, ISSUERS[0]), ())
+        known = tuple(replace(self.registered(name), kind="dcr") for name in names)
+        return RegistrationRecord(f"revision-{self.minted}", known, self.pick((KEY,), (), ("x",)))
 
     # --- What the caller configured and wants -------------------------------------------------------------------------
 
@@ -588,6 +599,9 @@ def _keeping(world: World) -> Any:
 
 def _client(world: World) -> Any:
     plan, metadata = world.plan(), world.metadata()
+    if world.chance(50):
+        dynamic = Dynamic(redirect_uri=REDIRECT_URI)
+        plan = replace(plan, two_leg=True, preregistered=None, metadata_document=None, dynamic=dynamic)
     found = discovery.Discovered(SERVER, metadata, None, world.pick(ISSUERS[0], None))
     clients = world.registrations()
     forget = world.pick(None, *clients.registrations)

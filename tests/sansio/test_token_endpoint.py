@@ -94,6 +94,7 @@ class TestClientAuthentication:
         "said, secret, supported, chosen",
         {
             "RULES-2.10-obeyed-none-despite-a-secret": ("none", "s", (BASIC,), "none"),
+            "RULES-2.10-obeyed-none": ("none", None, (BASIC,), "none"),
             "RULES-2.10-obeyed": (POST, "s", (BASIC,), POST),
             "RULES-2.10-obeyed-basic": (BASIC, "s", None, BASIC),
             "RFC6749-2.3.1-empty-secret": (BASIC, "", None, BASIC),
@@ -316,6 +317,7 @@ class TestRefusal:
             "RULES-2.17-line-break-at-the-end": (answer(200, access_token="at\n"), "header can carry"),
             "RULES-2.17-not-ascii": (answer(200, access_token="é"), "header can carry"),
             "RULES-2.17-unknown-type": (answer(200, access_token="at", token_type="mac"), "'mac'"),
+            "FN-53-not-endless": (answer(200, access_token="at", token_type="x" * 99), f"token_type '{'x' * 40}'"),
             "RULES-5.5-unasked-dpop": (answer(200, access_token="at", token_type="DPoP"), "'DPoP'"),
         },
     )
@@ -337,6 +339,7 @@ class TestSecretsAreNotRepeated:
             "FN-54-form-encoded": ("c/+y", "e", "body: code=c%2F%2By&x", f"e: body: code={HIDDEN}&x"),
             "FN-54-cut-in-description": (LONG, "e", f"{'-' * 480} {LONG}", f"e: {'-' * 480} {HIDDEN}"),
             "FN-54-cut-in-error": (LONG, LONG, "told", f"{HIDDEN} told"),
+            "FN-54-lone-surrogate": ("\ud800", "e", "told", "e: told"),
             "FN-54-cut-by-a-letter": ("seventeen-letters", f"{'-' * 64}seventeen-letters", None, f"{'-' * 64}{HIDDEN}"),
             "FN-54-an-empty-secret-hides-nothing": ("", "e", "told", "e: told"),
             "FN-54-no-secret-hides-nothing": (None, "e", "told", "e: told"),

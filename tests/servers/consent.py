@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -113,3 +114,7 @@ class _Reader(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "a":
             self._link = None
+
+
+if __name__ == "__main__":  # BROWSER="python -m tests.servers.consent %s" makes it the machine's browser
+    visit(sys.argv[1])

@@ -92,7 +92,10 @@ def leftovers(folder: Path) -> list[str]:
 # Sealing.
 
 
-@given(name=st.text(), revision=st.text(max_size=100), value=st.binary())
+ANY_TEXT = st.text(st.characters())
+
+
+@given(name=ANY_TEXT, revision=ANY_TEXT, value=st.binary())
 def test_what_is_sealed_is_unsealed(name: str, revision: str, value: bytes) -> None:
     key, record = sealing.new_key(), sealing.Record(name, revision, value)
     assert sealing.unseal(key, sealing.slot_of(name), sealing.seal(key, record)) == record
@@ -280,6 +283,23 @@ def test_a_header_that_is_not_in_order_is_left_as_it_is(
     assert contents(folder) == before
 
 
+@given(st.binary(max_size=300) | st.builds(lambda data: b'{"format":1,' + data, st.binary(max_size=300)))
+def test_any_bytes_are_no_header(data: bytes) -> None:
+    with pytest.raises((DamagedError, NewerFormatError)):
+        sealing.open_header(data, None)
+
+
+def test_a_header_nested_too_deeply_is_no_header() -> None:
+    with pytest.raises(DamagedError, match="no header that can be used"):
+        sealing.open_header(b'{"format":1,"kdf":' + b"[" * 100_000, None)
+
+
+def test_a_header_with_a_key_too_short_is_no_header() -> None:
+    planted = sealing._checked(sealing.Header(sealing.FORMAT, bytes(8), None, b"short"))
+    with pytest.raises(DamagedError, match="no header that can be used"):
+        sealing.open_header(planted, None)
+
+
 def test_a_missing_header_is_not_made_anew_over_records_that_need_the_old_one(folder: Path) -> None:
     put(EncryptedFileStore(folder), "key", b"value")
     (folder / "store.json").unlink()
@@ -321,13 +341,13 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda data: b"", "is cut short"),
     "cut-in-the-magic": (lambda data: data[:5], "is cut short"),
     "cut-in-the-head": (lambda data: data[:50], "is cut short"),
-    "cut-in-the-revision": (lambda data: data[:100], "is cut short"),
+    "cut-in-the-revision": (lambda data: data[:102], "is cut short"),
     "cut-by-a-byte": (lambda data: data[:-1], "is cut short"),
     "longer": (lambda data: data + b"x", "was altered"),
     "flipped-slot": (flipped(20), "was altered"),
     "flipped-salt": (flipped(60), "was altered"),
     "flipped-nonce": (flipped(85), "was altered"),
-    "flipped-revision": (flipped(99), "was altered"),
+    "flipped-revision": (flipped(102), "was altered"),
     "flipped-value": (flipped(110), "was altered"),
     "flipped-tag": (flipped(-1), "was altered"),
     "foreign": (lambda data: b'{"access_token":"hunter2"}' * 9, "is no record of mcp_oauth"),
@@ -425,7 +445,8 @@ def test_a_link_is_not_followed(store: EncryptedFileStore, folder: Path, tmp_pat
 def test_what_is_no_record_by_its_name_is_ignored(store: EncryptedFileStore, folder: Path) -> None:
     put(store, "key", b"value")
     (folder / ".DS_Store").write_bytes(b"?")
-    (folder / "notes.record.txt").write_bytes(b"?")
+    (folder / "notes.record").write_bytes(b"?")
+    (folder / f"{'x' * 64}.record").write_bytes(b"?")
     assert store.keys() == ("key",)
 
 

@@ -10,7 +10,11 @@ from typing import Any, cast
 
 import httpx2
 
-from mcp_oauth.io.httpx_like import HttpxPlug, Stack
+from mcp_oauth.io.httpx_like import Hop, HttpxPlug, Stack
+
+
+class _Request(Hop, httpx2.Request):
+    """The caller's request with a credential."""
 
 
 class OAuth(HttpxPlug, httpx2.Auth):
@@ -20,6 +24,7 @@ class OAuth(HttpxPlug, httpx2.Auth):
     """
 
     _stack = cast("Stack", cast("Any", httpx2))
+    _hop = _Request
 
 
 __all__ = ["OAuth"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, ItemsView, Iterator, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -14,14 +15,14 @@ from mcp_oauth.exceptions import from_failure
 from mcp_oauth.io.oauth import BaseOAuth, Options, Sender
 from mcp_oauth.io.ports import Answer, now
 from mcp_oauth.sansio import access, uris
-from mcp_oauth.sansio.messages import Response
+from mcp_oauth.sansio.messages import Headers, Response
 from mcp_oauth.sansio.steps import Answered, Await, Done, Ensure, Event, Failed, Proceed, Send, SendFailed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MOST_DROPPED = 1 << 16
-"""Bytes of a challenged response that are read, so that its connection can be used again; then it is closed."""
+"""Bytes of a challenged response that are read, so that its connection can be used again; a longer one is closed."""
 
 
 class Stack(Protocol):
@@ -32,7 +33,6 @@ class Stack(Protocol):
     HTTPError: Any
     ConnectError: Any
     ConnectTimeout: Any
-    PoolTimeout: Any
     ProxyError: Any
     UnsupportedProtocol: Any
     InvalidURL: Any
@@ -54,50 +54,57 @@ class Traffic:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Sender]:
-        """A sender: no redirect followed, no cookie kept, nothing of the caller's client."""
+        """A sender; its client is made when there is something to send."""
+        async with AsyncExitStack() as opened:
+            client: Any = None
+
+            async def send(effect: Send) -> Answer:
+                nonlocal client
+                if client is None:
+                    client = await opened.enter_async_context(self._client())
+                return await self._send(client, effect)
+
+            yield send
+
+    def _client(self) -> Any:
+        """No redirect followed, no cookie kept, nothing of the caller's client."""
         if self._verify is None:
             self._verify = self._stack.create_ssl_context()  # once: it reads some hundred certificates
         made = {} if self._transport is None else {"transport": self._transport()}
         cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-        async with self._stack.AsyncClient(
-            verify=self._verify, proxy=self._proxy, cookies=cookies, follow_redirects=False, timeout=None, **made
-        ) as client:
-
-            async def send(effect: Send) -> Answer:
-                return await self._send(client, effect)
-
-            yield send
+        return self._stack.AsyncClient(
+            verify=self._verify, proxy=self._proxy, cookies=cookies, follow_redirects=False, **made
+        )
 
     async def _send(self, client: Any, effect: Send) -> Answer:
         stack = self._stack
         try:
             with anyio.fail_after(effect.seconds):
                 return await _exchange(client, effect)
-        except (stack.ConnectError, stack.ConnectTimeout, stack.PoolTimeout, stack.ProxyError) as error:
-            return SendFailed(_told(error), may_have_arrived=False)
+        except (stack.ConnectError, stack.ConnectTimeout, stack.ProxyError) as error:
+            return SendFailed(f"{type(error).__name__}: {error}", may_have_arrived=False)
         except (stack.UnsupportedProtocol, stack.InvalidURL) as error:
-            return SendFailed(_told(error), may_have_arrived=False)
+            return SendFailed(type(error).__name__, may_have_arrived=False)
         except TimeoutError:
             return SendFailed(f"no answer within {effect.seconds:.0f} seconds", may_have_arrived=True)
-        except stack.HTTPError as error:
-            return SendFailed(_told(error), may_have_arrived=True)
         except _Unreadable as error:
             return SendFailed(str(error), may_have_arrived=True)
+        except Exception as error:  # also what a transport of the caller's raises: the token may be spent by now
+            return SendFailed(type(error).__name__, may_have_arrived=True)  # its text may quote the message
 
 
 class _Unreadable(Exception):  # noqa: N818 - the peer's
     """A body that is too long, or in a coding that was not asked for and is not known."""
 
 
-def _told(error: Exception) -> str:
-    """An error's kind and text; httpx's texts name no more than hosts."""
-    return f"{type(error).__name__}: {error}"
-
-
 async def _exchange(client: Any, effect: Send) -> Response:
     request = effect.request
     headers = [*request.headers, ("accept-encoding", "identity")]
-    async with client.stream(request.method, request.url, headers=headers, content=request.body) as response:
+    # Who cannot be connected to has certainly not seen the request, so that ends before the deadline.
+    timeout = (effect.seconds / 2, None, None, None)
+    async with client.stream(
+        request.method, request.url, headers=headers, content=request.body, timeout=timeout
+    ) as response:
         body = await _body(response, effect.max_bytes)
         return Response(response.status_code, tuple(response.headers.multi_items()), body)
 
@@ -105,10 +112,11 @@ async def _exchange(client: Any, effect: Send) -> Response:
 async def _body(response: Any, most: int) -> bytes:
     decode = _decoder(response.headers.get("content-encoding", "identity"), most)
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += decode(chunk, most - len(body))
-        if len(body) > most:
-            raise _Unreadable(f"the body is longer than {most} bytes")
+    async with aclosing(response.aiter_raw()) as chunks:
+        async for chunk in chunks:
+            body += decode(chunk, most - len(body))
+            if len(body) > most:
+                raise _Unreadable(f"the body is longer than {most} bytes")
     return bytes(body)
 
 
@@ -153,6 +161,8 @@ class HttpxPlug(BaseOAuth):
     requires_request_body = False
     requires_response_body = False
     _stack: Stack
+    _hop: Any
+    """The stack's request, with `Hop` mixed in."""
 
     def __init__(self, server_url: str, **options: Unpack[HttpxOptions]) -> None:
         """See `Options` and `HttpxOptions`. Raises `ConfigurationError`."""
@@ -170,7 +180,7 @@ class HttpxPlug(BaseOAuth):
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         """One request of a caller, in a thread."""
-        trip = _Request(self, self._stack, request)
+        trip = _Request(self, request)
         while trip.effect is not None:
             if isinstance(trip.effect, Ensure):
                 trip.ensured(self.ensure(trip.effect.need))
@@ -180,7 +190,7 @@ class HttpxPlug(BaseOAuth):
 
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         """One request of a caller, in a task of asyncio or trio."""
-        trip = _Request(self, self._stack, request)
+        trip = _Request(self, request)
         while trip.effect is not None:
             if isinstance(trip.effect, Ensure):
                 trip.ensured(await self.ensure_async(trip.effect.need))
@@ -192,21 +202,20 @@ class HttpxPlug(BaseOAuth):
 class _Request:
     """One request of a caller on its way through `sansio.access`."""
 
-    def __init__(self, oauth: HttpxPlug, stack: Stack, request: Any) -> None:
+    def __init__(self, oauth: HttpxPlug, request: Any) -> None:
         self._oauth = oauth
-        self._request = request
+        self._request = self._sent = request
         self.response: Any = None
         self._step: access.Out | None = None
         self._direct = False
         self.effect: Proceed | Ensure | None = Proceed(())
         if uris.belongs(str(request.url), server=oauth.server_url):
-            self._go_on(oauth.begin(replayable=isinstance(request.stream, stack.ByteStream)))
+            self._go_on(oauth.begin(replayable=isinstance(request.stream, oauth._stack.ByteStream)))
 
     def outgoing(self, effect: Proceed) -> Any:
         """The request to send next."""
-        for name, value in effect.headers:
-            self._request.headers = OneHop(self._request.headers, name, value)
-        return self._request
+        self._sent = self._oauth._hop.of(self._request, effect.headers) if effect.headers else self._request
+        return self._sent
 
     def answered(self, response: Any) -> None:
         """Judge what came back; the stack may have followed redirects."""
@@ -222,7 +231,7 @@ class _Request:
                 Answered(
                     response.status_code,
                     tuple(response.headers.get_list("www-authenticate")),
-                    response.request is self._request or self._below(response),
+                    response.request is self._sent or self._below(response),
                 )
             )
 
@@ -231,7 +240,7 @@ class _Request:
         self._advance(event)
 
     def _redirected_within(self, response: Any) -> bool:
-        hop = response.request is not self._request and response.status_code == 401 and not self._direct
+        hop = response.request is not self._sent and response.status_code == 401 and not self._direct
         return hop and isinstance(self.effect, Proceed) and bool(self.effect.headers) and self._below(response)
 
     def _below(self, response: Any) -> bool:
@@ -255,17 +264,40 @@ class _Request:
                 raise AssertionError("access has two effects")
 
 
-class OneHop(MutableMapping[str, str]):
-    """Request headers with a credential for this request alone.
+class Hop:
+    """Mixed into a stack's request: the caller's request with a credential, for one hop."""
 
-    httpx follows redirects beneath the plug, with a copy of the headers, and at the same origin the copy keeps the
-    token, whatever the path (RULES 1.1). It copies a mapping by its `items`, and there the credential is missing.
+    @classmethod
+    def of(cls, request: Any, credential: Headers) -> Any:
+        """A copy of `request` that carries `credential`."""
+        hop = cls.__new__(cls)
+        hop.__dict__.update(request.__dict__)
+        hop.__dict__["headers"] = OneHop(request.headers, credential)
+        return hop
+
+    @property
+    def headers(self) -> Any:
+        """Those of the request."""
+        return self.__dict__["headers"]
+
+    @headers.setter
+    def headers(self, headers: Any) -> None:
+        """Instrumentation puts a copy in their place; the credential, which no copy has, stays."""
+        before = self.__dict__.get("headers")
+        self.__dict__["headers"] = OneHop(headers, before.credential) if isinstance(before, OneHop) else headers
+
+
+class OneHop(MutableMapping[str, str]):
+    """Request headers with a credential that no copy of them has, by `items` or by pickle.
+
+    httpx follows redirects beneath the plug, with a copy of the headers, and at the same origin the copy would keep
+    the token, whatever the path (RULES 1.1). It copies a mapping by its `items`.
     """
 
-    def __init__(self, headers: Any, name: str, value: str) -> None:
+    def __init__(self, headers: Any, credential: Headers) -> None:
         self._headers = headers.copy()
-        self._headers[name] = value
-        self._name = name
+        self._headers.update(credential)
+        self.credential = credential
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._headers, name)
@@ -289,19 +321,21 @@ class OneHop(MutableMapping[str, str]):
     def __repr__(self) -> str:
         return repr(self._headers)
 
+    def __reduce__(self) -> tuple[type, tuple[dict[str, str]]]:
+        return type(self._headers), (dict(self.items()),)
+
     def items(self) -> ItemsView[str, str]:
         """What goes to the next hop."""
-        return {name: value for name, value in self._headers.items() if name != self._name}.items()
+        hidden = {name for name, _ in self.credential}
+        return {name: value for name, value in self._headers.items() if name not in hidden}.items()
 
 
 def _drop(stack: Stack, response: Any) -> None:
-    """Read a challenged response's body up to the limit, and let go of it: httpx would read it whole."""
+    """Let go of a challenged response, which httpx would read whole. A broken body is nobody's loss."""
     if response is not None and not response.is_closed:
-        dropped = 0
-        for chunk in response.stream:
-            dropped += len(chunk)
-            if dropped > MOST_DROPPED:
-                break
+        with suppress(stack.HTTPError):
+            if _is_short(response):
+                deque(response.stream, maxlen=0)
         response.stream.close()
         response.stream = stack.ByteStream(b"")
 
@@ -309,10 +343,14 @@ def _drop(stack: Stack, response: Any) -> None:
 async def _adrop(stack: Stack, response: Any) -> None:
     """The same in an event loop."""
     if response is not None and not response.is_closed:
-        dropped = 0
-        async for chunk in response.stream:
-            dropped += len(chunk)
-            if dropped > MOST_DROPPED:
-                break
+        with suppress(stack.HTTPError):
+            if _is_short(response):
+                async for _ in response.stream:
+                    pass
         await response.stream.aclose()
         response.stream = stack.ByteStream(b"")
+
+
+def _is_short(response: Any) -> bool:
+    length = response.headers.get("content-length", "")
+    return len(length) < 6 and length.isdecimal() and int(length) <= MOST_DROPPED

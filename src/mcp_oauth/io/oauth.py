@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypedDict, TypeVar
 
 import anyio
 from msgspec.structs import replace
@@ -112,8 +112,7 @@ class _FlightClock(WallClock):
 
     def ask_user(self) -> None:
         """From here on the flight ends when nobody waits for it."""
-        if self._flight.ask_user():
-            raise Stopped
+        self._flight.ask_user()
 
     def user_answered(self) -> None:
         """From here on it runs to its end."""
@@ -128,9 +127,12 @@ class BaseOAuth(ABC):
     """One MCP server, as one account. Thread-safe, and bound to no event loop."""
 
     def __init__(self, server_url: str, **options: Unpack[Options]) -> None:
-        """Raises `ConfigurationError`, with the option and the cure."""
+        """Raises `ConfigurationError`, with the option and the cure; `TypeError` for an option that there is not."""
+        if unknown := options.keys() - Options.__optional_keys__:
+            raise TypeError(f"{type(self).__name__} has no option {min(unknown)!r}")
         self._plan = make_plan(server_url, options)
-        self._store = options.get("store") or _default_store()
+        store = options.get("store")
+        self._store = _default_store() if store is None else store
         self._user = as_user(options.get("user"))
         self._allow_issuer = options.get("allow_issuer")
         self._on_notice = options.get("on_notice")
@@ -140,6 +142,9 @@ class BaseOAuth(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._plan.server_url!r}, account={self._plan.account!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} holds a token and cannot be copied or pickled: make a new one")
 
     @property
     def server_url(self) -> str:
@@ -233,10 +238,10 @@ class BaseOAuth(ABC):
     def _upkeep(self, flight: Flight, need: Need) -> _Landed:
         pin = (self._store.identity, self._key)
         plan = replace(self._plan, holder=_holder())
-        step = upkeep.begin(plan, need, Seed(os.urandom(32)), _unsaved.pop(pin, None))
+        step = upkeep.begin(plan, need, Seed(os.urandom(32)), _unsaved.get(pin))
         end = self._run(flight, step, upkeep.advance)
-        if isinstance(end, Done) and end.value.unsaved is not None:
-            _unsaved[pin] = end.value.unsaved
+        if isinstance(end, Done):  # else it is still to be saved
+            _pin(pin, end.value.unsaved)
         return _Landed(end, self._could_login(need))
 
     def _logout(self, flight: Flight) -> Done[LoggedOut] | Failed:
@@ -268,7 +273,10 @@ class BaseOAuth(ABC):
     def _tell(self, notice: Notice) -> None:
         log.log(_LEVELS.get(notice.name, logging.INFO), "%s: %s", notice.name, notice.message)
         if self._on_notice is not None:
-            self._on_notice(notice)
+            try:
+                self._on_notice(notice)
+            except Exception:
+                log.exception("on_notice failed")  # between a rotation and its save, nothing may end the run
 
 
 class _Trip:
@@ -338,6 +346,13 @@ def _token(ensured: Ensured | NotEnsured) -> Token:
         raise from_failure(ensured.failure)
     assert ensured.token is not None  # noqa: S101 - upkeep brings one, or fails, where one is asked for
     return ensured.token
+
+
+def _pin(pin: tuple[str, str], unsaved: GrantRecord | None) -> None:
+    if unsaved is None:
+        _unsaved.pop(pin, None)
+    else:
+        _unsaved[pin] = unsaved
 
 
 def _holder() -> str:

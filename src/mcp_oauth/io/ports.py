@@ -64,7 +64,7 @@ class Clock(Protocol):
         ...
 
     def ask_user(self) -> None:
-        """A person is needed from here on. Raises `Stopped`."""
+        """A person is needed from here on."""
         ...
 
     def user_answered(self) -> None:
@@ -146,11 +146,23 @@ class Ports:
             pass
 
     def perform(self, effect: Effect) -> Event:
-        """Do what an effect says. `Send`, `Proceed` and `Ensure` are the driver's own."""
+        """Do what an effect says. `Send`, `Proceed` and `Ensure` are the driver's own. Raises `Stopped`."""
+        match effect:
+            case Load() | Save() | Acquire() | Release():
+                return self._perform_in_store(effect)
+            case Listen() | OpenBrowser() | AskIssuer():
+                return self._perform_for_user(effect)
+            case Sleep(seconds):
+                self._clock.sleep(seconds)
+                return Woke()
+            case _:
+                raise TypeError(f"no driver for {type(effect).__name__}")
+
+    def _perform_in_store(self, effect: Load | Save | Acquire | Release) -> Event:
         try:
             match effect:
                 case Load(key):
-                    return self._load(key)
+                    return Loaded(_record(self._store.load(key), key))
                 case Save():
                     return self._save(effect)
                 case Acquire(key):
@@ -158,32 +170,26 @@ class Ports:
                 case Release():
                     self._lease.close()
                     return Released()
-                case _:
-                    return self._perform_for_user(effect)
         except StoreError as error:
             return StoreFailed(str(error))
+        except Exception as error:  # against its contract; a rotated token must outlive that, and so must its secrets
+            return StoreFailed(f"the store raised {type(error).__name__}")
 
-    def _perform_for_user(self, effect: Effect) -> Event:
+    def _perform_for_user(self, effect: Listen | OpenBrowser | AskIssuer) -> Event:
         try:
             match effect:
-                case Sleep(seconds):
-                    self._clock.sleep(seconds)
-                    return Woke()
                 case Listen(redirect_uri, port):
                     return self._listen(redirect_uri, port)
                 case OpenBrowser():
                     return self._open(effect)
                 case AskIssuer():
                     return self._ask(effect)
-                case _:
-                    raise TypeError(f"no driver for {type(effect).__name__}")
         except UserError as error:
             return UserFailed(str(error))
+        except Exception as error:  # the application's own code: the login is withdrawn, so that nobody waits for it
+            return UserFailed(f"the application raised {type(error).__name__}")
 
     # --- The store ------------------------------------------------------------------------------------------------
-
-    def _load(self, key: str) -> Event:
-        return Loaded(_record(self._store.load(key), key))
 
     def _save(self, effect: Save) -> Event:
         answer = self._store.save(
@@ -207,6 +213,8 @@ class Ports:
 
     def _listen(self, redirect_uri: str, port: int | None) -> Event:
         self._clock.ask_user()
+        if self._clock.stopping():
+            return UserFailed(NOBODY_WAITS)
         self._listener.close()
         self._session = self._listener.enter_context(self._user.listen(redirect_uri, port))
         return Listening(self._session.redirect_uri)
@@ -215,7 +223,7 @@ class Ports:
         if self._session is None:
             return UserFailed("nothing listens for the redirect")
         if self._clock.stopping():
-            return UserFailed("nobody waits for the login any more")
+            return UserFailed(NOBODY_WAITS)
         if not effect.opened:
             self._session.show(effect.url, effect.state)
         url = self._wait(self._session, effect.seconds)
@@ -239,6 +247,7 @@ class Ports:
         return Allowed()
 
 
+NOBODY_WAITS = "nobody waits for the login any more"
 SLICE = 0.25
 """Seconds after which whoever waits for a person looks up."""
 

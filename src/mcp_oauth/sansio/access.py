@@ -23,6 +23,7 @@ from mcp_oauth.sansio.steps import (
     Ensured,
     Event,
     Failed,
+    How,
     Misuse,
     Need,
     NotEnsured,
@@ -43,13 +44,15 @@ GIVE_UP = (Reason.SCOPE_LIMIT, Reason.STEP_UP_DENIED)
 class Budget(Value, frozen=True):
     """What one request may still do."""
 
-    shown = ("repeats", "renewed", "logged_in")
+    shown = ("repeats", "adopted", "renewed", "logged_in")
 
     replayable: bool
     """The body can be sent again."""
     never_accepted: bool
     """This process obtained the token at hand itself, and no server has accepted it yet."""
     repeats: int = 0
+    adopted: bool = False
+    """After a 401 a newer token was stored."""
     renewed: bool = False
     logged_in: bool = False
 
@@ -128,30 +131,43 @@ def _proceed(budget: Budget, token: Token | None) -> Out:
     return Await(Proceeding(budget, token), Proceed(headers))
 
 
-def _ensured(state: Ensuring, token: Token | None, how: str) -> Out:
+def _ensured(state: Ensuring, token: Token | None, how: How) -> Out:
+    same = token is not None and state.token is not None and token.fingerprint == state.token.fingerprint
+    budget = _spent(state, how, same)
     if not state.answered:
-        return _proceed(state.budget, token)
-    if token is None or (state.token is not None and token.fingerprint == state.token.fingerprint):
-        return Done(Finished(None))
-    if not state.budget.replayable:
+        return _proceed(budget, token)
+    if token is None or same or (state.budget.adopted and how == "stored" and state.need.because == "refused"):
+        return _finish(state)
+    if not budget.replayable:
         message = "the server wants a token, and the request's body cannot be sent twice"
         return Failed(failure(Reason.BODY_NOT_REPLAYABLE, message))
-    budget = replace(
-        state.budget,
-        never_accepted=how in ("renewed", "login"),
-        repeats=state.budget.repeats + 1,
-        renewed=state.budget.renewed or how in ("renewed", "login"),
-        logged_in=state.budget.logged_in or how == "login",
+    return _proceed(replace(budget, repeats=budget.repeats + 1), token)
+
+
+def _spent(state: Ensuring, how: How, same: bool) -> Budget:
+    """What is left after a token came so. A token of the store may have been accepted from others."""
+    budget, obtained = state.budget, how in ("renewed", "login")
+    return replace(
+        budget,
+        never_accepted=obtained or (same and budget.never_accepted),
+        adopted=budget.adopted or (how == "stored" and state.need.because == "refused"),
+        renewed=budget.renewed or obtained,
+        logged_in=budget.logged_in or how == "login",
     )
-    return _proceed(budget, token)
+
+
+def _finish(state: Ensuring) -> Out:
+    """The answer that is there is the caller's; with a 403 the token was accepted."""
+    return Done(Finished(state.token if state.need.because == "scope" else None))
 
 
 def _not_ensured(state: Ensuring, error: Failure, now: Now) -> Out:
     """A failed early renewal leaves the still valid token in use; a step-up beyond the limits leaves the 403."""
-    if not state.answered and state.token is not None and alive(state.token, now):
+    usable = state.token is not None and alive(state.token, now) and error.reason is not Reason.LOGGED_OUT
+    if not state.answered and usable:
         return _proceed(state.budget, state.token)
     if state.answered and error.reason in GIVE_UP:
-        return Done(Finished(None))
+        return _finish(state)
     return Failed(error)
 
 

@@ -65,7 +65,7 @@ RETRIES = (1.0, 2.0, 4.0)
 LONGEST_REST = 60.0
 """Seconds of a Retry-After that are obeyed, and the furthest that a next attempt is put off."""
 AFTER_AMBIGUITY = 5.0
-"""Seconds before the next try, after two answers were lost."""
+"""Seconds before the next try, after two answers were lost or after a refusal."""
 MOST_REFUSALS = 3
 """Refusals in a row, by OAuth errors other than invalid_grant, after which only a login helps (FN 5)."""
 MOST_RENEWALS = 30
@@ -369,9 +369,9 @@ def _refused(state: Sending, refusal: Failure, now: Now) -> Out:
     grant = state.grant
     if refusal.oauth_error != "invalid_grant" and not _hopeless(grant, refusal):
         return _note(state, refusal, now, AFTER_AMBIGUITY, refusals=int(_counts(refusal)))
-    if refusal.oauth_error == "invalid_grant" and grant.expires_at is not None and _serves(state.task, grant, now):
+    if refusal.oauth_error == "invalid_grant" and _serves(state.task, grant, now):
         # Some servers refuse an early renewal only (FN 11): the token at hand lives, so ask again when it does not.
-        return _note(state, refusal, now, min(grant.expires_at - now.wall, LONGEST_REST))
+        return _note(state, refusal, now, min((grant.expires_at or now.wall) - now.wall, LONGEST_REST))
     return Await(Confirming(state.task, refusal), Load(state.task.key))
 
 

@@ -181,8 +181,7 @@ def scrub(found: Failure, secrets: tuple[str | None, ...]) -> Failure:
 
 def _hide(text: str, secret: str) -> str:
     """`printable` may have cut the secret, so what begins as it does goes, too."""
-    whole = text.replace(secret, HIDDEN)
-    return re.sub(re.escape(secret[:_HEAD]) + r"\S*", HIDDEN, whole) if len(secret) > _HEAD else whole
+    return re.sub(re.escape(secret[:_HEAD]) + r"\S*", HIDDEN, text.replace(secret, HIDDEN))
 
 
 def header_safe(token: str) -> bool:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mcp_oauth.sansio import keeping, login, renewal, resource
+from mcp_oauth.sansio import keeping, login, renewal, resource, revocation
 from mcp_oauth.sansio.errors import Failure, Reason, failure
 from mcp_oauth.sansio.grant import (
     Grant,
     GrantRecord,
-    alive,
+    Scopes,
+    Token,
     current_grant,
     fresh,
     grant_key,
@@ -26,6 +27,7 @@ from mcp_oauth.sansio.grant import (
 from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
 from mcp_oauth.sansio.plan import Plan
 from mcp_oauth.sansio.resource import Found
+from mcp_oauth.sansio.revocation import Revoked
 from mcp_oauth.sansio.steps import (
     Await,
     Done,
@@ -45,9 +47,7 @@ from mcp_oauth.sansio.values import Now, Seed, Value, fingerprint
 
 MOST_ROUNDS = 3
 """Times that the record is read anew because others changed it."""
-MOST_EFFECTS = (
-    MOST_ROUNDS * (1 + resource.MOST_EFFECTS + renewal.MOST_EFFECTS) + login.MOST_EFFECTS + keeping.MOST_EFFECTS
-)
+MOST_EFFECTS = MOST_ROUNDS * (1 + resource.MOST_EFFECTS + renewal.MOST_EFFECTS) + login.MOST_EFFECTS
 UNACCEPTED = 60.0
 """Seconds in which a renewed token that was never accepted is not renewed again (RULES 3.4)."""
 FRUITLESS = 600.0
@@ -64,7 +64,7 @@ class Run(Value, frozen=True):
     seed: Seed
     key: str
     unsaved: GrantRecord | None = None
-    """A record that the store would not take the last time (RULES 4.11)."""
+    """What the store would not take the last time (RULES 4.11)."""
     rounds: int = 0
 
 
@@ -83,6 +83,15 @@ class Restoring(Value, frozen=True, tag="upkeep.Restoring"):
 
     run: Run
     inner: keeping.State
+
+
+class Revoking(Value, frozen=True, tag="upkeep.Revoking"):
+    """Revokes what was not saved in time: nobody may use it any more."""
+
+    shown = ("inner",)
+
+    run: Run
+    inner: revocation.State
 
 
 class Checking(Value, frozen=True, tag="upkeep.Checking"):
@@ -113,15 +122,15 @@ class LoggingIn(Value, frozen=True, tag="upkeep.LoggingIn"):
     inner: login.State
 
 
-State = Reading | Restoring | Checking | Renewing | LoggingIn
+State = Reading | Restoring | Revoking | Checking | Renewing | LoggingIn
 Out = Step[State, Outcome]
 
 
 def begin(plan: Plan, need: Need, seed: Seed, unsaved: GrantRecord | None = None) -> Out:
-    """Get a token that serves `need`.
+    """Get a token that serves `need`. `unsaved` is that of the last outcome: it stays so until a run is done.
 
     The outcome has no token where none is stored and the need is only `missing` or `expiring`: whether one is needed
-    at all, the server's challenge tells.
+    at all, the server's challenge tells; and where the need allows no login.
     """
     return _read(Run(plan, need, seed, grant_key(plan.server_url, plan.account), unsaved))
 
@@ -133,9 +142,11 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
             stored = grants(record)
             return _restore(run, run.unsaved, stored, now) if run.unsaved else _decide(run, stored, now)
         case Reading(run), StoreFailed(reason):
-            return _unreadable(run, reason, now)
+            return _from_memory(run, reason, now)
         case Restoring(run, inner), _:
             return _restoring(run, keeping.advance(inner, event, now=now), now)
+        case Revoking(run, inner), _:
+            return _revoking(run, revocation.advance(inner, event))
         case Checking(run, record, inner), _:
             return _checked(run, record, resource.advance(inner, event), now)
         case Renewing(run, inner), _:
@@ -160,11 +171,13 @@ def _read_again(run: Run) -> Out:
 
 
 def _restore(run: Run, unsaved: GrantRecord, stored: GrantRecord | None, now: Now) -> Out:
+    """First of all, save what is only in memory."""
     grant = current_grant(unsaved)
     run = replace(run, unsaved=None)
     if grant is None:
         return _decide(run, stored, now)
-    keep = Keep(run.key, "stored", grant, run.seed.child("restore"), run.need.unlike)
+    claim = unsaved.login.id if unsaved.login else None
+    keep = Keep(run.key, "stored", grant, run.seed.child("restore", run.rounds), run.need.unlike, claim)
     return _restoring(run, keeping.settle(keep, unsaved, stored, now), now)
 
 
@@ -174,11 +187,17 @@ def _restoring(run: Run, step: Step[keeping.State, Kept], now: Now) -> Out:
 
 def _restored(run: Run, kept: Kept, now: Now) -> Out:
     unsaved = kept.then.unsaved if isinstance(kept.then, Outcome) else None
-    return _decide(run, unsaved, now) if unsaved is not None else _read_again(run)
+    if unsaved is not None:
+        return _from_memory(replace(run, unsaved=unsaved), "new tokens could not be saved", now)
+    return _read_again(run) if kept.revoke is None else _revoking(run, revocation.begin(kept.revoke))
 
 
-def _unreadable(run: Run, reason: str, now: Now) -> Out:
-    """The store fails: what is in memory only still serves."""
+def _revoking(run: Run, step: Step[revocation.State, tuple[Revoked, ...]]) -> Out:
+    return within(step, lambda inner: Revoking(run, inner), lambda _: _read_again(run))
+
+
+def _from_memory(run: Run, reason: str, now: Now) -> Out:
+    """The store fails: what is in memory only still serves. Nothing else does: no successor of it could be saved."""
     grant = current_grant(run.unsaved)
     if grant is not None and _serves(run, grant, now):
         return Done(Outcome("stored", token_of(grant), unsaved=run.unsaved))
@@ -201,18 +220,23 @@ def _decide(run: Run, record: GrantRecord | None, now: Now) -> Out:
 
 
 def _serves(run: Run, grant: Grant, now: Now) -> bool:
-    need = run.need
-    if not fresh(grant, now, run.plan.jitter) or fingerprint(grant.access_token) == need.unlike:
-        return False
-    if need.because == "forced":
-        return False
-    return need.because != "scope" or set(need.scopes or ()) <= set(grant.requested or ())
+    return run.need.because != "forced" and fresh(grant, now, run.plan.jitter) and _will_do(run.need, token_of(grant))
+
+
+def _will_do(need: Need, token: Token) -> bool:
+    return token.fingerprint != need.unlike and _covers(need, token.requested)
+
+
+def _covers(need: Need, requested: Scopes | None) -> bool:
+    """Scopes are compared with what was asked for: what was granted is for the server to judge (RULES 3.5)."""
+    return need.because != "scope" or set(need.scopes or ()) <= set(requested or ())
 
 
 def _may_renew(run: Run, grant: Grant, now: Now) -> bool:
-    """A scope needs a login; a renewed token that was refused at once is not renewed again (RULES 3.4)."""
-    only_login = run.need.because in ("scope", "forced")
-    return renewable(grant) and run.need.may_renew and not only_login and not _fruitless(run, grant, now)
+    """More scopes need a login; a renewed token that was refused at once is not renewed again (RULES 3.4)."""
+    need = run.need
+    may = need.may_renew and need.because != "forced" and _covers(need, grant.requested)
+    return may and renewable(grant) and not _fruitless(run, grant, now)
 
 
 def _checked(run: Run, record: GrantRecord, step: Step[resource.State, Found], now: Now) -> Out:
@@ -247,22 +271,23 @@ def _renew(run: Run, grant: Grant) -> Out:
 
 
 def _renewed(run: Run, step: Step[renewal.State, Outcome]) -> Out:
-    """A dead grant is read again: its tombstone says that only a login helps."""
-    return within(step, lambda inner: Renewing(run, inner), lambda outcome: _end(run, outcome))
+    return within(step, lambda inner: Renewing(run, inner), lambda outcome: _after_renewal(run, outcome))
 
 
-def _logged_in(run: Run, step: Step[login.State, Outcome]) -> Out:
-    return within(step, lambda inner: LoggingIn(run, inner), lambda outcome: _end(run, outcome))
-
-
-def _end(run: Run, outcome: Outcome) -> Out:
-    return Done(outcome) if outcome.token is not None else _read_again(run)
+def _after_renewal(run: Run, outcome: Outcome) -> Out:
+    """The new token; or read again: somebody else changed the grant, or it is renewed in vain."""
+    if outcome.token is not None and _will_do(run.need, outcome.token):
+        return Done(outcome)
+    in_vain = outcome.token is not None or outcome.failure is not None
+    need = replace(run.need, may_renew=run.need.may_renew and not in_vain)
+    return _read_again(replace(run, need=need, unsaved=outcome.unsaved))
 
 
 def _login_or_nothing(run: Run, record: GrantRecord | None, found: Found | None, now: Now) -> Out:
     need, grant = run.need, current_grant(record)
     if need.because in ("missing", "expiring"):
-        return Done(Outcome("stored", token_of(grant)) if grant is not None and alive(grant, now) else Outcome())
+        # Even an expired token: its server may see that otherwise, by another clock, and tells if not.
+        return Done(Outcome("stored", token_of(grant)) if grant is not None else Outcome())
     if not need.may_login:
         return Done(Outcome())
     if grant is not None and grant.generation == 0 and _fruitless(run, grant, now):
@@ -272,17 +297,26 @@ def _login_or_nothing(run: Run, record: GrantRecord | None, found: Found | None,
     return _logged_in(run, login.begin(run.plan, run.key, need, record=record, known=found, seed=seed, now=now))
 
 
+def _logged_in(run: Run, step: Step[login.State, Outcome]) -> Out:
+    return within(step, lambda inner: LoggingIn(run, inner), Done)
+
+
 def _fruitless(run: Run, grant: Grant, now: Now) -> bool:
     """The token was obtained a moment ago, and refused without ever having been accepted."""
     this_one = run.need.never_accepted and fingerprint(grant.access_token) == run.need.unlike
-    return this_one and now.wall - grant.obtained_at < (UNACCEPTED if grant.generation else FRUITLESS)
+    return this_one and 0 <= now.wall - grant.obtained_at < (UNACCEPTED if grant.generation else FRUITLESS)
 
-
-_DECIDED = (Reading, Checking, Renewing, LoggingIn, Done, Failed)
 
 TABLE: Table = {
-    Reading: ((Load,), {Loaded: (Restoring, *_DECIDED), StoreFailed: (Done, Failed)}),
-    Restoring: inside(keeping.TABLE, Restoring, *_DECIDED),
+    Reading: (
+        (Load,),
+        {
+            Loaded: (Reading, Restoring, Revoking, Checking, Renewing, LoggingIn, Done, Failed),
+            StoreFailed: (Done, Failed),
+        },
+    ),
+    Restoring: inside(keeping.TABLE, Restoring, Revoking, Reading, Done, Failed),
+    Revoking: inside(revocation.TABLE, Revoking, Reading),
     Checking: inside(resource.TABLE, Checking, Renewing, LoggingIn, Done, Failed),
     Renewing: inside(renewal.TABLE, Renewing, Reading, Done, Failed),
     LoggingIn: inside(login.TABLE, LoggingIn, Done, Failed),

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import stat
 import sys
@@ -57,6 +58,7 @@ MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs"})
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _HEADER = "store"
+_RECORD = re.compile(r"[0-9a-f]{64}\.record")
 _OWNER_OF = {".next": ".lock", ".tmp": ".guard"}
 
 
@@ -134,7 +136,7 @@ class EncryptedFileStore:
         """The keys of all saved values. Raises as `load`."""
         with self._told():
             self._key()
-            slots = [path.stem for path in self._folder.glob("*.record")]
+            slots = [path.stem for path in self._folder.iterdir() if _RECORD.fullmatch(path.name)]
             records = [self._current(slot) for slot in slots]
             return tuple(record.name for record in records if record is not None)
 
@@ -147,10 +149,10 @@ class EncryptedFileStore:
                 undo.enter_context(self._lock(slot, ".lock", wait=0))
             except Timeout:
                 return Held(self._holder(slot))
-            undo.callback(self._drop_reserve, slot)
-            self._reserve(slot)
             undo.callback(_discard, self._path(slot, ".holder"))
             self._note_holder(slot)
+            undo.callback(self._drop_reserve, slot)
+            self._reserve(slot)
             return ProcessLease(undo.pop_all().close)
 
     def change_password(self, password: str | None) -> None:
@@ -192,7 +194,7 @@ class EncryptedFileStore:
             if self._header.exists():
                 return
             with self._naming_header():
-                if any(self._folder.glob("*.record")):
+                if any(_RECORD.fullmatch(path.name) for path in self._folder.iterdir()):
                     raise DamagedError(f"is missing, and the records beside it need it; {sealing.HEADER_CURE}")
                 data = sealing.new_header(sealing.new_key(), self._password, self._kdf)
             self._replace(_HEADER, ".json", data)
@@ -218,7 +220,10 @@ class EncryptedFileStore:
             raise UnsafePlaceError(f"{self._folder} is on {kind}; {cure}")
 
     def _sweep(self) -> None:
-        """Remove what dead processes left: what is in use has its lock taken."""
+        """Remove what dead processes left: what is in use has its lock taken.
+
+        Whoever tries one of these locks at that very moment is told `Held`, and tries again.
+        """
         for path in self._folder.iterdir():
             if (owner := _OWNER_OF.get(path.suffix)) is None:
                 continue

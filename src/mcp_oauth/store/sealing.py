@@ -8,7 +8,7 @@ told apart, and the costs it asks for have a ceiling, so that a planted header c
 A **record** is sealed with AES-256-GCM under a key of its own, HKDF-SHA256 (RFC 5869) of the store's key and a fresh
 salt, so that no number of records brings two equal nonces under one key:
 
-    magic 8 | format 1 | store key id 8 | slot 32 | salt 32 | nonce 12 | revision length 2 | sealed length 4
+    magic 8 | format 1 | store key id 8 | slot 32 | salt 32 | nonce 12 | revision length 4 | sealed length 4
     revision | sealed(name length 4 | name | value)
 
 All before the sealed part is its associated data. The slot is the SHA-256 of the name, so a record is bound to its
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAGIC = b"mcpoauth"
 HEADER_CURE = "it was left as it is: restore it, or remove the store and log in again"
-_FIXED = struct.Struct(">8sB8s32s32s12sHI")
+_FIXED = struct.Struct(">8sB8s32s32s12sII")
 _LENGTH = struct.Struct(">I")
 _TAG = 16
 
@@ -64,6 +64,9 @@ class Pbkdf2(Value, frozen=True):
     iterations: Annotated[int, Meta(ge=1, le=6_000_000)] = 600_000
 
 
+_KDFS: dict[KdfName, type[Argon2id] | type[Pbkdf2]] = {"argon2id": Argon2id, "pbkdf2": Pbkdf2}
+
+
 class Header(Value, frozen=True):
     """What a store's header says. Without a `kdf`, `key` is the store's key itself, else nonce and wrapped key."""
 
@@ -72,7 +75,7 @@ class Header(Value, frozen=True):
     format: int
     key_id: bytes
     kdf: Argon2id | Pbkdf2 | None
-    key: SecretBytes
+    key: Annotated[SecretBytes, Meta(min_length=32, max_length=60)]
     checksum: bytes = b""
 
 
@@ -110,7 +113,7 @@ def new_header(key: StoreKey, password: Password | None, kdf: KdfName) -> bytes:
     if password is None:
         return _checked(Header(FORMAT, key.id, None, key.key))
     salt, nonce = os.urandom(16), os.urandom(12)
-    function = Argon2id(salt) if kdf == "argon2id" else Pbkdf2(salt)
+    function = _KDFS[kdf](salt)
     header = Header(FORMAT, key.id, function, b"")
     wrapped = _aead(_password_key(function, password)).encrypt(nonce, key.key, _unwrapped(header))
     return _checked(msgspec.structs.replace(header, key=nonce + wrapped))
@@ -139,12 +142,12 @@ def open_header(data: bytes, password: Password | None, known: StoreKey | None =
 
 def slot_of(name: str) -> bytes:
     """Where a record of this name belongs: 32 bytes. Any text is a name, lone surrogates too."""
-    return hashlib.sha256(_name_bytes(name)).digest()
+    return hashlib.sha256(_text_bytes(name)).digest()
 
 
 def seal(key: StoreKey, record: Record) -> bytes:
     """Seal a record, with fresh salt and nonce."""
-    name, revision = _name_bytes(record.name), record.revision.encode()
+    name, revision = _text_bytes(record.name), _text_bytes(record.revision)
     content = b"".join((_LENGTH.pack(len(name)), name, record.value))
     salt, nonce = os.urandom(32), os.urandom(12)
     slot, length = slot_of(record.name), len(content) + _TAG
@@ -168,8 +171,7 @@ def unseal(key: StoreKey, slot: bytes, data: bytes) -> Record:
     if own_slot != slot:
         raise DamagedError("is another key's record, moved here")
     name_end = _LENGTH.size + _LENGTH.unpack_from(content)[0]
-    name = content[_LENGTH.size : name_end].decode("utf-8", "surrogatepass")
-    return Record(name, data[_FIXED.size : end].decode(), content[name_end:])
+    return Record(_text(content[_LENGTH.size : name_end]), _text(data[_FIXED.size : end]), content[name_end:])
 
 
 def _opened(key: bytes, nonce: bytes, head: bytes, sealed: bytes) -> bytes:
@@ -181,8 +183,12 @@ def _opened(key: bytes, nonce: bytes, head: bytes, sealed: bytes) -> bytes:
         raise DamagedError("was altered") from None
 
 
-def _name_bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogatepass")
+def _text_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
 
 
 def _record_key(key: StoreKey, salt: bytes) -> bytes:
@@ -212,7 +218,7 @@ def _read_header(data: bytes) -> Header:
         if number > FORMAT:
             raise NewerFormatError(f"has format {number}, this release reads up to {FORMAT}; use a newer mcp_oauth")
         header = msgspec.json.decode(data, type=Header)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DamagedError(f"is no header that can be used ({error}); {HEADER_CURE}") from None
     if header.checksum != _checksum(header):
         raise DamagedError(f"was altered; {HEADER_CURE}")
@@ -238,7 +244,7 @@ def _password_key(kdf: Argon2id | Pbkdf2, password: Password) -> bytes:
     if not text:
         raise WrongPasswordError("cannot have an empty password; None keeps its key in the folder, unprotected")
     # One text typed on two systems may differ in its composition (RFC 8265 section 4.2.2).
-    secret = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
+    secret = _text_bytes(unicodedata.normalize("NFC", text))
     asked = kdf, hashlib.sha256(secret).digest()
     with _deriving:
         if asked not in _password_keys:

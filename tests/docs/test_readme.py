@@ -1,0 +1,75 @@
+"""Every code block of the README runs, against a real server, and is the file that it claims to be."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import sdk_server
+from tests.servers.sdk_server import SdkServer
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+PLACEHOLDER = "https://mcp.example.com/mcp"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SdkServer]:
+    with sdk_server.serving() as running:
+        yield running
+
+
+def run(code: str, server: SdkServer, home: Path) -> str:
+    """Run a block as a program of its own: an empty home, and a browser that a script plays."""
+    environment = os.environ | {
+        "BROWSER": f"{sys.executable} -m tests.servers.consent %s",
+        "HOME": str(home),
+        "XDG_DATA_HOME": str(home / "data"),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(PLACEHOLDER, server.mcp)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_all_blocks_are_run_here() -> None:
+    assert len(BLOCKS) == 3
+
+
+def test_the_first_program_logs_in_and_remembers(server: SdkServer, tmp_path: Path) -> None:
+    quick_start = BLOCKS[0]
+    assert PLACEHOLDER in quick_start
+    # The server answers 400 to a ping without a session: what matters is that it is no 401.
+    assert run(quick_start, server, tmp_path).strip() in ("200", "400")
+
+
+def test_errors_are_told_apart(server: SdkServer, tmp_path: Path) -> None:
+    assert run(BLOCKS[1], server, tmp_path).strip() == "a person must log in first"
+
+
+def test_the_login_by_hand_is_the_tested_example() -> None:
+    assert BLOCKS[2] == (ROOT / "examples" / "by_hand.py").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", README))))
+def test_links_lead_somewhere(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^    make (\w+)", README, re.MULTILINE))))
+def test_make_targets_exist(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
