@@ -381,6 +381,7 @@ class TestExchange:
             "RULES-2.15-more": (("a",), "a b", ("a", "b"), None),
             "RULES-2.15-less": (("a", "b", "c"), "b", ("b",), "a c"),
             "RULES-2.15-none": (("a",), " ", (), "a"),
+            "RULES-2.15-offline-access-is-the-refresh-token": (("a", "offline_access"), "a", ("a",), None),
         },
     )
     def test_scopes(self, requested: Any, scope: str | None, granted: Any, missing: str | None) -> None:
@@ -388,6 +389,10 @@ class TestExchange:
         notices = () if missing is None else (Notice("scopes-reduced", f"not granted: {missing}"),)
         listed = None if scope is None else tuple(scope.split())
         assert exchange(said, scopes=requested) == Done(authorized(requested, listed, granted), notices)
+
+    def test_rules_2_15_offline_access_without_a_refresh_token(self) -> None:
+        end = exchange(answer(200, access_token=ACCESS, scope="a"), scopes=("a", "offline_access"))
+        assert end.notices == (Notice("scopes-reduced", "not granted: offline_access"),)
 
     def test_expiry_counts_from_the_sending(self) -> None:
         """RULES 2.17: the second try was sent by the third event."""

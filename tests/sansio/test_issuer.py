@@ -92,7 +92,12 @@ def refused(**more: Any) -> World:
 
 
 REFUSED = [
-    pytest.param({OAUTH: Response(503), OPENID: metadata()}, Reason.SERVER_UNAVAILABLE, "HTTP 503", id="RULES-2.3-503"),
+    pytest.param(
+        {OAUTH: Response(503), OPENID: metadata()},
+        Reason.SERVER_UNAVAILABLE,
+        f"could not be read: {OAUTH}: HTTP 503",
+        id="RULES-2.3-503",
+    ),
     pytest.param({OAUTH: Response(429), OPENID: metadata()}, Reason.SERVER_UNAVAILABLE, "HTTP 429", id="RULES-2.3-429"),
     pytest.param({OAUTH: DOWN, OPENID: metadata()}, Reason.SERVER_UNAVAILABLE, "no route", id="RULES-2.3-no-answer"),
     pytest.param(
@@ -151,26 +156,31 @@ def test_refused(world: World, reason: Reason, message: str) -> None:
     assert isinstance(played.end, Failed)
     assert played.end.error.reason is reason
     assert message in played.end.error.message
+    if reason is not Reason.URL_REFUSED:
+        assert played.end.error.url == OAUTH
     assert played.asked == [OAUTH]
     assert [attempt.url for attempt in played.end.error.attempts] == [OAUTH]  # FN 53
 
 
 @pytest.mark.parametrize(
-    ("listed", "message"),
+    ("listed", "url", "message"),
     [
-        pytest.param("https://as.example?a=1", "no query and no fragment", id="RULES-2.5-query"),
-        pytest.param("https://as.example/#a", "no query and no fragment", id="RULES-2.5-fragment"),
-        pytest.param("http://as.example", "http, which is for loopback only", id="RULES-1.3-http"),
-        pytest.param("https://192.168.0.1", "issuer refused", id="RULES-1.3-private"),
-        pytest.param("https://u:p@as.example", "not a well-formed", id="RFC3986-3.2.1-userinfo"),
-        pytest.param("as.example", "not a well-formed", id="RFC8414-2-issuer-is-a-url"),
+        pytest.param("https://as.example?a=1", ROOT_AS, "an issuer has no query and no fragment", id="RULES-2.5-query"),
+        pytest.param("https://as.example/#a", f"{ROOT_AS}/", "an issuer has no query and no", id="RULES-2.5-fragment"),
+        pytest.param("http://as.example", "http://as.example", "issuer refused: http://as", id="RULES-1.3-http"),
+        pytest.param("https://10.0.0.1", "https://10.0.0.1", "issuer refused: https://10.", id="RULES-1.3-private"),
+        pytest.param(
+            "https://u:p@as.example", ROOT_AS, f"issuer refused: {ROOT_AS} is not a", id="RFC3986-3.2.1-userinfo"
+        ),
+        pytest.param("as.example", "as.example", "issuer refused: as.example is not a", id="RFC8414-2-issuer-is-a-url"),
     ],
 )
-def test_never_asked(listed: str, message: str) -> None:
+def test_never_asked(listed: str, url: str, message: str) -> None:
     played = find({}, listed)
     assert played.asked == []
     assert played.end.error.reason is Reason.URL_REFUSED
-    assert message in played.end.error.message
+    assert played.end.error.message.startswith(message)
+    assert played.end.error.url == url
     assert "u:p" not in repr(played.end) + str(played.end.error)
 
 
@@ -195,6 +205,25 @@ def test_trusted_issuer(
         assert played.end.error.reason is Reason.ISSUER_MISMATCH
     else:
         assert (played.end.value.issuer, played.notices) == (published, notices)
+
+
+def test_a_refused_endpoint_is_told_without_its_query() -> None:
+    error = find(refused(token_endpoint="http://as.example/t?k=1")).end.error
+    assert error.url == "http://as.example/t"
+    assert error.message == "token_endpoint refused: http://as.example/t is http, which is for loopback only"
+    assert find(refused(token_endpoint="https://as.example/t?k=1#f")).end.error.url == "https://as.example/t"
+
+
+def test_a_mismatch_shows_both() -> None:
+    """FN 19."""
+    error = find(refused(issuer="https://x.example")).end.error
+    assert error.message == f'asked for issuer "{ROOT_AS}", the document says "https://x.example"'
+
+
+def test_every_attempt_is_told() -> None:
+    """FN 53."""
+    error = find({OAUTH: HTML, OPENID: metadata("https://x.example")}).end.error
+    assert [(attempt.url, attempt.status) for attempt in error.attempts] == [(OAUTH, 200), (OPENID, 200)]
 
 
 def test_trusted_issuer_says_whom() -> None:

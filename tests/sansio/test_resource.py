@@ -143,6 +143,30 @@ def test_failure(world: World, challenged: tuple[str, ...], reason: Reason, url:
     assert played.end.error.message
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Response(500), f"the server's metadata could not be read: {PATH}: HTTP 500"),
+        (prm(HTTP := "http://h.example/mcp?a"), f"the metadata describes {HTTP[:-2]}, which does not cover {MCP}"),
+        (prm(bearer_methods_supported=[]), "the server takes no token in the Authorization header"),
+        (prm(authorization_servers=[]), "the metadata names no authorization server"),
+    ],
+)
+def test_message(answer: Response, message: str) -> None:
+    assert find({PATH: answer}).end.error.message == message
+
+
+def test_every_attempt_is_told() -> None:
+    """FN 53."""
+    error = find({CUSTOM: HTML}, (CUSTOM, "http://h.example/prm")).end.error
+    assert [(attempt.url, attempt.status) for attempt in error.attempts] == [
+        (CUSTOM, 200),
+        ("http://h.example/prm", None),
+        (PATH, 404),
+        (ROOT, 404),
+    ]
+
+
 def test_a_refused_url_is_told() -> None:
     error = find({}, ("https://10.0.0.1/a?k=1",)).end.error
     refusal = f"https://10.0.0.1/a is a private address, out of reach for the server {MCP}"
@@ -170,6 +194,11 @@ def test_resource_accepted(server: str, named: str, notices: list[str]) -> None:
     assert played.notices == notices
 
 
+def test_a_parent_is_told() -> None:
+    [notice] = find({PATH: prm("https://h.example")}).end.notices
+    assert notice.message == f"tokens are for https://h.example, of which {MCP} is a part"
+
+
 @pytest.mark.parametrize(
     ("named", "accepted"),
     [
@@ -181,7 +210,9 @@ def test_resource_accepted(server: str, named: str, notices: list[str]) -> None:
 def test_strict_resource(named: str, accepted: bool) -> None:
     end = find({PATH: prm(named)}, (), replace(PLAN, strict_resource=True)).end
     assert isinstance(end, Done) if accepted else end.error.reason is Reason.RESOURCE_MISMATCH
-    assert accepted or f"strict_resource demands {MCP}" in end.error.message
+    if not accepted:
+        assert end.error.message == f"the metadata describes {named}, and strict_resource demands {MCP}"
+        assert end.error.url == PATH
 
 
 def test_methods_with_header() -> None:

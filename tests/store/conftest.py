@@ -10,9 +10,8 @@ import pytest
 
 from mcp_oauth.store.base import Store
 from mcp_oauth.store.memory import MemoryStore
+from tests.store.files import FILE
 from tests.store.peer import Peer, Recipe
-
-FILE = "mcp_oauth.store.encrypted_file:EncryptedFileStore"
 
 Again = Callable[[], Store]
 """A store that sees what the others of its site see."""
@@ -48,6 +47,12 @@ def store(again: Again) -> Store:
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
     """A store that other processes can reach."""
     return _recipes[request.param](tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the encrypted file store of a test is."""
+    return tmp_path / "store"
 
 
 @pytest.fixture

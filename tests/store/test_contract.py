@@ -191,7 +191,7 @@ def test_the_holder_saves_more_than_once(again: Again) -> None:
 
 
 def test_of_20_racing_threads_one_wins_each_round(again: Again) -> None:
-    everybody = threading.Barrier(20)
+    everybody = threading.Barrier(20, timeout=60)
 
     def race(me: int) -> list[bool]:
         store, won, expected = again(), list[bool](), None
@@ -212,7 +212,7 @@ def test_of_20_racing_threads_one_wins_each_round(again: Again) -> None:
 
 
 def test_of_20_threads_one_gets_the_lock(again: Again) -> None:
-    everybody = threading.Barrier(20)
+    everybody = threading.Barrier(20, timeout=60)
 
     def race(_: int) -> bool:
         everybody.wait()

@@ -177,7 +177,8 @@ def _answered(budget: Budget, token: Token | None, event: Answered) -> Out:
     if event.status == 401 and may_repeat and not (budget.renewed and budget.logged_in):
         return _ensure(_refused(budget, token, wanted), budget, token, answered=True)
     if event.status == 403 and may_repeat and token is not None and _more(token, wanted):
-        need = replace(_refused(budget, token, wanted), because="scope")
+        # The token was accepted; and a login of this request may have been for a challenge with fewer scopes.
+        need = replace(_refused(budget, token, wanted), because="scope", never_accepted=False, may_login=True)
         return _ensure(need, budget, token, answered=True)
     return Done(Finished(token if event.ours and event.status != 401 else None))
 

@@ -295,6 +295,9 @@ def _exchanged(state: Exchanging, response: Response) -> Out:
         return Failed(answer)
     granted = answer.scopes if answer.scopes is not None else state.scopes
     missing = scoping.missing(state.scopes, granted)
+    if answer.refresh_token is not None:
+        # That is offline access, whatever the answer calls it: oidc-provider lists the resource's scopes only.
+        missing = tuple(scope for scope in missing if scope != scoping.OFFLINE)
     notices = (Notice("scopes-reduced", f"not granted: {' '.join(missing)}"),) if missing else ()
     return Done(Authorized(answer, state.scopes, granted), notices)
 

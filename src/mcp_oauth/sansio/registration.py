@@ -71,7 +71,7 @@ class Registering(Value, frozen=True, tag="registration.Registering"):
 
     query: Query
     url: str
-    redirects: int = 0
+    redirects: int
 
 
 State = Registering

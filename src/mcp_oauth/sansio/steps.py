@@ -402,7 +402,7 @@ class Failed(Value, frozen=True):
 Step = Await[S] | Done[R] | Failed
 
 
-class Misuse(Exception):  # noqa: N818 - not an error of the protocol: the driver answered an effect with a foreign event
+class Misuse(Exception):
     """An event that the effect did not ask for: a bug of the driver, never of a peer."""
 
     def __init__(self, state: Value, event: Value) -> None:
