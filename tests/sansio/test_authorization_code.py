@@ -22,7 +22,7 @@ from mcp_oauth.sansio.authorization_code import (
     AwaitingRedirect,
     Exchanging,
 )
-from mcp_oauth.sansio.errors import Reason
+from mcp_oauth.sansio.errors import HIDDEN, Reason
 from mcp_oauth.sansio.grant import AuthMethod, Registration
 from mcp_oauth.sansio.messages import Request, Response, header
 from mcp_oauth.sansio.metadata import AuthorizationServerMetadata
@@ -42,7 +42,7 @@ from mcp_oauth.sansio.steps import (
     UserFailed,
     Woke,
 )
-from mcp_oauth.sansio.token_endpoint import HIDDEN, TokenAnswer
+from mcp_oauth.sansio.token_endpoint import TokenAnswer
 from mcp_oauth.sansio.values import Seed
 from tests.sansio.walks import (
     CANARY,

@@ -63,6 +63,32 @@ def test_format_is_named() -> None:
     assert b'"type":"registrations-1"' in grant.encode(CLIENTS)
 
 
+@pytest.mark.parametrize("kind", ["preregistered", "cimd", "dcr"])
+@pytest.mark.parametrize("method", ["none", "client_secret_basic", "client_secret_post"])
+def test_what_is_stored_can_be_read_for_ever(kind: Any, method: Any) -> None:
+    """The least that format 1 holds; what is missing has its default."""
+    client = f'{{"type":"Registration","issuer":"i","client_id":"c","kind":"{kind}","auth_method":"{method}"}}'
+    kept = (
+        f'{{"type":"Grant","issuer":"i","registration":{client},"token_endpoint":"t","access_token":"a",'
+        '"obtained_at":1.0,"lineage":"l"}'
+    )
+    record = grant.decode(
+        f'{{"type":"grants-1","revision":"r","server_url":"u","account":"","grants":[{kept}]}}'.encode()
+    )
+    registration = Registration("i", "c", kind, method)
+    assert record == GrantRecord("r", "u", "", (Grant("i", registration, "t", "a", 1.0, "l"),))
+    [found] = record.grants
+    assert (found.generation, found.refusals, found.client_refused, found.renewals) == (0, 0, False, ())
+    assert (record.logged_out, record.resource_metadata_seen, record.current, record.login) == (
+        False,
+        False,
+        None,
+        None,
+    )
+    clients = f'{{"type":"registrations-1","revision":"r","registrations":[{client}]}}'
+    assert grant.decode(clients.encode()) == RegistrationRecord("r", (registration,))
+
+
 def test_unknown_members_are_passed_over() -> None:
     stored = msgspec.json.decode(grant.encode(RECORD)) | {"more": [1]}
     assert grant.decode(msgspec.json.encode(stored)) == RECORD

@@ -214,10 +214,25 @@ def test_a_refused_endpoint_is_told_without_its_query() -> None:
     assert find(refused(token_endpoint="https://as.example/t?k=1#f")).end.error.url == "https://as.example/t"
 
 
-def test_a_mismatch_shows_both() -> None:
-    """FN 19."""
-    error = find(refused(issuer="https://x.example")).end.error
-    assert error.message == f'asked for issuer "{ROOT_AS}", the document says "https://x.example"'
+MESSAGES = [
+    ({"issuer": "https://x.example"}, f'asked for issuer "{ROOT_AS}", the document says "https://x.example"'),
+    ({"token_endpoint": None}, "the metadata has no token_endpoint"),
+    (
+        {"authorization_endpoint": f"{ROOT_AS}/?state&code"},
+        "the authorization endpoint's own query holds code, state",
+    ),
+    ({"code_challenge_methods_supported": []}, f"{ROOT_AS} does not declare S256"),
+]
+
+
+@pytest.mark.parametrize(("members", "message"), MESSAGES)
+def test_message(members: dict[str, Any], message: str) -> None:
+    assert find(refused(**members)).end.error.message == message
+
+
+def test_an_unreadable_answer_is_told() -> None:
+    message = f"the authorization server's metadata could not be read: {OAUTH}: no route to host"
+    assert find({OAUTH: DOWN}).end.error.message == message
 
 
 def test_every_attempt_is_told() -> None:

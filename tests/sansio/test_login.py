@@ -270,8 +270,7 @@ class TestElsewhere:
     def test_rules_4_13_waits_six_minutes_at_most(self) -> None:
         forever = record(login=theirs(9999))
         polls: list[Line] = [("Sleep 1", Woke()), ("Load", Loaded(forever))] * MOST_POLLS
-        played = run(polls, "Failed login-elsewhere", stored=forever)
-        assert "pid 2 on host" in str(played.end.error)
+        assert "pid 2 on host" in str(run(polls, "Failed login-elsewhere", stored=forever).end.error)
 
     def test_rules_4_10_the_store_fails(self) -> None:
         run([("Sleep 1", Woke()), ("Load", FULL)], "Failed store-failed", stored=self.BUSY)
@@ -283,7 +282,7 @@ class TestElsewhere:
     def test_design_1_conflicts_without_end(self) -> None:
         run([("Save *", Conflict(record()))] * MOST_SAVES, "Failed store-contended")
 
-    def test_foreign_record_counts_as_none(self) -> None:
+    def test_rules_4_10_the_record_is_gone(self) -> None:
         run([("Save None: *", Conflict(None)), CLAIMED], "GET *")
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 
 from mcp_oauth.sansio import token_endpoint
-from mcp_oauth.sansio.errors import Failure, Reason
+from mcp_oauth.sansio.errors import HIDDEN, Failure, Reason
 from mcp_oauth.sansio.grant import AuthMethod, Registration
 from mcp_oauth.sansio.messages import Request, Response, header, header_values
-from mcp_oauth.sansio.token_endpoint import HIDDEN, LONGEST_LIFE, TokenAnswer, choose_auth_method, scrub
+from mcp_oauth.sansio.token_endpoint import LONGEST_LIFE, TokenAnswer, choose_auth_method
 from tests.sansio.walks import CANARY, NOW, RESPONSES, TEXT, answer, table
 
 URL = "https://as.example/token?tenant=1"
@@ -338,8 +338,9 @@ class TestSecretsAreNotRepeated:
             "FN-54-in-error": ("c4n4ry", "c4n4ry", None, HIDDEN),
             "FN-54-form-encoded": ("c/+y", "e", "body: code=c%2F%2By&x", f"e: body: code={HIDDEN}&x"),
             "FN-54-cut-in-description": (LONG, "e", f"{'-' * 480} {LONG}", f"e: {'-' * 480} {HIDDEN}"),
-            "FN-54-cut-in-error": (LONG, LONG, "told", f"{HIDDEN} told"),
+            "FN-54-cut-in-error": (LONG, LONG, "told", f"{HIDDEN}: told"),
             "FN-54-lone-surrogate": ("\ud800", "e", "told", "e: told"),
+            "FN-54-cut-to-its-head": (LONG, f"{'-' * 70}{LONG}", None, f"{'-' * 70}{HIDDEN}"),
             "FN-54-cut-by-a-letter": ("seventeen-letters", f"{'-' * 64}seventeen-letters", None, f"{'-' * 64}{HIDDEN}"),
             "FN-54-an-empty-secret-hides-nothing": ("", "e", "told", "e: told"),
             "FN-54-no-secret-hides-nothing": (None, "e", "told", "e: told"),
@@ -351,10 +352,6 @@ class TestSecretsAreNotRepeated:
         assert isinstance(found, Failure)
         assert found.message == f"the token endpoint answered HTTP 400: {shown}"
         assert not secret or secret[:16] not in repr(found) + str(found)
-
-    def test_without_an_oauth_error(self) -> None:
-        found = Failure(Reason.EXCHANGE_REFUSED, f"no {CANARY}")
-        assert scrub(found, (CANARY,)) == Failure(Reason.EXCHANGE_REFUSED, f"no {HIDDEN}")
 
     @pytest.mark.parametrize("method", METHODS)
     def test_what_a_request_holds(self, method: AuthMethod) -> None:

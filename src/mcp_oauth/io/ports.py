@@ -48,7 +48,7 @@ IssuerPolicy = Callable[[str, str, "tuple[str, ...] | None"], bool]
 Answer = Response | SendFailed
 
 
-class Stopped(Exception):  # noqa: N818 - nobody's fault
+class Stopped(Exception):
     """The run was told to stop while it slept: nobody waits for it any more, or the program ends."""
 
 

@@ -75,7 +75,7 @@ class Ensuring(Value, frozen=True, tag="access.Ensuring"):
     budget: Budget
     token: Token | None
     """The one at hand."""
-    answered: bool = False
+    answered: bool
     """The server has answered, and the caller can have that answer."""
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from mcp_oauth.sansio import scopes as scoping
 from mcp_oauth.sansio import token_endpoint, uris
-from mcp_oauth.sansio.errors import Failure, Reason, failure
+from mcp_oauth.sansio.errors import Failure, Reason, conceal, failure
 from mcp_oauth.sansio.grant import Registration, Scopes
 from mcp_oauth.sansio.messages import Request, Response, printable
 from mcp_oauth.sansio.metadata import AuthorizationServerMetadata
@@ -257,11 +257,11 @@ def _error(asked: Authorization, answer: dict[str, str]) -> Failure | None:
     error = answer.get("error")
     if not error:
         return None
-    reason = _ERRORS.get(error, Reason.CALLBACK_ERROR)
-    told = answer.get("error_description")
-    message = f"{asked.issuer} answered {printable(error, 80)}" + (f": {printable(told)}" if told else "")
-    found = Failure(reason, message, oauth_error=printable(error, 80))
-    return token_endpoint.scrub(found, (asked.state, asked.verifier, answer.get("code")))
+    hide = (asked.state, asked.verifier, answer.get("code"))
+    code = printable(conceal(error, hide), 80)
+    told = conceal(answer.get("error_description", ""), hide)
+    message = f"{asked.issuer} answered {code}" + (f": {printable(told)}" if told else "")
+    return Failure(_ERRORS.get(error, Reason.CALLBACK_ERROR), message, oauth_error=code)
 
 
 _ERRORS = {"access_denied": Reason.ACCESS_DENIED, "invalid_client": Reason.CLIENT_REFUSED}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Literal
+from urllib.parse import quote_plus
 
 from mcp_oauth.sansio.messages import Response, printable, read_document, text_member
 from mcp_oauth.sansio.uris import without_query
 from mcp_oauth.sansio.values import Value
+
+Secrets = tuple[str | None, ...]
 
 Stage = Literal["configuration", "discovery", "registration", "authorization", "token", "renewal", "storage", "access"]
 Fault = Literal["caller", "resource server", "authorization server", "user", "network", "store"]
@@ -262,11 +266,39 @@ _TOLD = ("error_description", "message", "msg")
 """Where servers tell what is wrong: by the standard, and otherwise (Supabase)."""
 
 
-def refused(reason: Reason, what: str, url: str, response: Response, attempts: tuple[Attempt, ...] = ()) -> Failure:
-    """A failure that an HTTP answer explains, with the OAuth error and its description if the body has them."""
+HIDDEN = "[hidden]"
+"""What stands in a message where a secret stood."""
+
+_HEAD = 16
+
+
+def conceal(text: str, secrets: Secrets) -> str:
+    """A peer's text without our own secrets, which it may have echoed: as they are, form-encoded, or cut short.
+
+    Before it is cut by `printable`, so that no beginning of a secret is left over.
+    """
+    for secret in secrets:
+        for form in (secret, quote_plus(secret, errors="replace")) if secret else ():
+            text = re.sub(re.escape(form[:_HEAD]) + r"\S*", HIDDEN, text.replace(form, HIDDEN))
+    return text
+
+
+def refused(
+    reason: Reason,
+    what: str,
+    url: str,
+    response: Response,
+    attempts: tuple[Attempt, ...] = (),
+    *,
+    hide: Secrets = (),
+) -> Failure:
+    """A failure that an HTTP answer explains, with the OAuth error and its description if the body has them.
+
+    `hide` is what the message must not repeat.
+    """
     document = read_document(response) or {}
-    error = text_member(document, "error")
-    told = next(filter(None, (text_member(document, name) for name in _TOLD)), None)
+    error = conceal(text_member(document, "error") or "", hide)
+    told = conceal(next(filter(None, (text_member(document, name) for name in _TOLD)), ""), hide)
     parts = [f"{what} answered HTTP {response.status}"]
     parts += [printable(error, 80)] if error else []
     parts += [printable(told)] if told else []

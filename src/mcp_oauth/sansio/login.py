@@ -1,4 +1,4 @@
-"""The machine of a login (RULES 4.13): at most 3500 effects, normally 8.
+"""The machine of a login (RULES 4.13): at most 3900 effects, normally 8.
 
     Save(claim) -> discovery -> client -> authorization_code -> Save(grant)
 

@@ -38,7 +38,7 @@ from mcp_oauth.sansio.plan import (
     redirect_refusal,
 )
 from mcp_oauth.sansio.steps import Await, Done, Event, Failed, Misuse, Notice, Send, SendFailed, Step, Table
-from mcp_oauth.sansio.token_endpoint import KNOWN_METHODS, choose_auth_method, header_safe, scrub
+from mcp_oauth.sansio.token_endpoint import KNOWN_METHODS, choose_auth_method, header_safe
 from mcp_oauth.sansio.values import Now, Value
 
 MOST_REDIRECTS = 3
@@ -211,8 +211,8 @@ def _answered(state: Registering, response: Response, now: Now) -> Out:
     if response.status not in (200, 201) or text_member(document, "error"):
         unavailable = response.status == 429 or response.status >= 500
         reason = Reason.REGISTRATION_UNAVAILABLE if unavailable else Reason.REGISTRATION_REFUSED
-        found = refused(reason, "the registration endpoint", state.url, response)
-        return Failed(scrub(found, (_dynamic(query).initial_access_token,)))
+        hide = (_dynamic(query).initial_access_token,)
+        return Failed(refused(reason, "the registration endpoint", state.url, response, hide=hide))
     client_id = text_member(document, "client_id")
     if client_id is None:
         message = "the registration answer has no client_id"

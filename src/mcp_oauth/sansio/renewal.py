@@ -26,7 +26,7 @@ from mcp_oauth.sansio.grant import (
     with_grant,
 )
 from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
-from mcp_oauth.sansio.messages import DEADLINE, Response, retry_after
+from mcp_oauth.sansio.messages import DEADLINE, Request, Response, retry_after
 from mcp_oauth.sansio.revocation import Revoked
 from mcp_oauth.sansio.steps import (
     Acquire,
@@ -315,15 +315,17 @@ def _outlives(valid_until: float | None, now: Now) -> bool:
 
 
 def _send(state: Sending) -> Out:
-    grant = state.grant
-    request = token_endpoint.refresh_request(
+    return Await(state, Send(_request(state.grant)))
+
+
+def _request(grant: Grant) -> Request:
+    return token_endpoint.refresh_request(
         grant.token_endpoint,
         grant.registration,
         refresh_token=grant.refresh_token or "",
         resource=grant.resource,
         extra=grant.extra_token_params,
     )
-    return Await(state, Send(request))
 
 
 def _answered(state: Sending, response: Response, now: Now) -> Out:
@@ -331,7 +333,7 @@ def _answered(state: Sending, response: Response, now: Now) -> Out:
         seconds = min(retry_after(response) or 0.0, LONGEST_REST)
         return _not_processed(state, f"HTTP {response.status}", seconds, now)
     grant = state.grant
-    hide = (grant.refresh_token, grant.registration.client_secret)
+    hide = (*token_endpoint.secrets_of(_request(grant)), grant.registration.client_secret)
     answer = token_endpoint.read(response, grant.token_endpoint, state.sent, Reason.RENEWAL_REFUSED, hide=hide)
     if isinstance(answer, TokenAnswer):
         return _renewed(state, answer, now)

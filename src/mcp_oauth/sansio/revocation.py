@@ -12,7 +12,7 @@ from mcp_oauth.sansio.errors import Failure, Reason, failure, refused
 from mcp_oauth.sansio.grant import AuthMethod, Grant
 from mcp_oauth.sansio.messages import Request, Response, retry_after
 from mcp_oauth.sansio.steps import Await, Done, Event, Misuse, Send, SendFailed, Sleep, Step, Table, Woke
-from mcp_oauth.sansio.token_endpoint import choose_auth_method, request, scrub
+from mcp_oauth.sansio.token_endpoint import choose_auth_method, request, secrets_of
 from mcp_oauth.sansio.values import Secret, Value
 
 MOST_TRIES = 2
@@ -76,8 +76,10 @@ def advance(state: State, event: Event) -> Out:
         case Revoking(), Response(status=200 | 204):
             return _next(state, None)
         case Revoking(), Response():
-            found = refused(Reason.EXCHANGE_REFUSED, "the revocation endpoint", state.url, event)
-            return _next(state, scrub(found, (state.rest[0][1], state.grant.registration.client_secret)))
+            hide = (*secrets_of(_request(state)), state.grant.registration.client_secret)
+            return _next(
+                state, refused(Reason.EXCHANGE_REFUSED, "the revocation endpoint", state.url, event, hide=hide)
+            )
         case Revoking(), SendFailed(reason):
             message = f"the revocation endpoint could not be reached: {reason}"
             return _next(state, failure(Reason.SERVER_UNAVAILABLE, message, url=state.url))
@@ -88,13 +90,14 @@ def advance(state: State, event: Event) -> Out:
 
 
 def _send(state: Revoking) -> Out:
-    return Await(state, Send(_request(state.grant, state.url, *state.rest[0])))
+    return Await(state, Send(_request(state)))
 
 
-def _request(grant: Grant, url: str, kind: Kind, token: str) -> Request:
+def _request(state: Revoking) -> Request:
     """RFC 7009 section 2.1."""
+    kind, token = state.rest[0]
     params = (("token", token), ("token_type_hint", kind))
-    return request(url, grant.registration, params, _auth_method(grant))
+    return request(state.url, state.grant.registration, params, _auth_method(state.grant))
 
 
 def _auth_method(grant: Grant) -> AuthMethod | None:

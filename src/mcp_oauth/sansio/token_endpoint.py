@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote_plus, unquote_plus
 
 from msgspec.structs import replace
 
-from mcp_oauth.sansio.errors import Failure, Reason, failure, refused
+from mcp_oauth.sansio.errors import Failure, Reason, Secrets, failure, refused
 from mcp_oauth.sansio.grant import AuthMethod, Registration, Scopes
 from mcp_oauth.sansio.messages import (
     Headers,
@@ -33,11 +33,7 @@ from mcp_oauth.sansio.values import Now, Secret, Value
 LONGEST_LIFE = 10 * 365 * 86400.0
 """Seconds: a token that claims to live longer is taken to live this long."""
 
-HIDDEN = "[hidden]"
-"""What stands in a message where a secret stood."""
-
 _TOKEN = re.compile(r"[\x21-\x7e]+")
-_HEAD = 16
 _SECRET_PARAMS = frozenset({"client_secret", "code", "code_verifier", "refresh_token", "token"})
 
 
@@ -132,9 +128,7 @@ def _resource(resource: str | None) -> Params:
     return () if resource is None else (("resource", resource),)
 
 
-def read(
-    response: Response, url: str, sent: Now, reason: Reason, *, hide: tuple[str | None, ...] = ()
-) -> TokenAnswer | Failure:
+def read(response: Response, url: str, sent: Now, reason: Reason, *, hide: Secrets = ()) -> TokenAnswer | Failure:
     """Judge an answer. `sent` is when the request went out; `reason` is that of a refusal; `hide` is never repeated.
 
     An `error` wins over any status (FN 42), and so does Slack's `ok: false`. A success that breaks RFC 6749
@@ -143,7 +137,7 @@ def read(
     document = read_document(response)
     error = _error(document or {})
     if error is not None or response.status not in (200, 201):
-        return scrub(_refusal(response, url, reason, error), hide)
+        return _refusal(response, url, reason, error, hide)
     if document is None:
         return failure(Reason.TOKEN_UNREADABLE, "the token answer is neither JSON nor form-encoded", url=url)
     return _success(document, url, sent)
@@ -154,8 +148,8 @@ def _error(document: Mapping[str, Any]) -> str | None:
     return error or ("refused" if document.get("ok") is False else None)
 
 
-def _refusal(response: Response, url: str, reason: Reason, error: str | None) -> Failure:
-    found = refused(reason, "the token endpoint", url, response)
+def _refusal(response: Response, url: str, reason: Reason, error: str | None, hide: Secrets) -> Failure:
+    found = refused(reason, "the token endpoint", url, response, hide=hide)
     if error == "invalid_client" or (response.status == 401 and error is None):
         return replace(found, reason=Reason.CLIENT_REFUSED)
     return found
@@ -167,21 +161,6 @@ def secrets_of(request: Request) -> tuple[str, ...]:
     basic = (header(request.headers, "authorization") or "").removeprefix("Basic ")
     secret = unquote_plus(base64.b64decode(basic).decode("ascii").partition(":")[2])
     return (basic, secret, *(value for name, value in params if name in _SECRET_PARAMS))
-
-
-def scrub(found: Failure, secrets: tuple[str | None, ...]) -> Failure:
-    """The failure without our own secrets, which a server may have echoed: as they are, form-encoded, or cut short."""
-    message, error = found.message, found.oauth_error
-    for secret in secrets:
-        for form in (secret, quote_plus(secret, errors="replace")) if secret else ():
-            message = _hide(message, form)
-            error = error and _hide(error, form)
-    return replace(found, message=message, oauth_error=error)
-
-
-def _hide(text: str, secret: str) -> str:
-    """`printable` may have cut the secret, so what begins as it does goes, too."""
-    return re.sub(re.escape(secret[:_HEAD]) + r"\S*", HIDDEN, text.replace(secret, HIDDEN))
 
 
 def header_safe(token: str) -> bool:

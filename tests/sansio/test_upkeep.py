@@ -1,0 +1,531 @@
+"""What is done for a grant: a stored token, a renewal, a login, in this order; and how often, over many requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from mcp_oauth.sansio import upkeep
+from mcp_oauth.sansio.grant import (
+    Grant,
+    GrantRecord,
+    LoginClaim,
+    Record,
+    RegistrationRecord,
+    current_grant,
+)
+from mcp_oauth.sansio.messages import Response
+from mcp_oauth.sansio.plan import Plan, PreRegistered
+from mcp_oauth.sansio.steps import (
+    Acquired,
+    Await,
+    Because,
+    Conflict,
+    Done,
+    Event,
+    Loaded,
+    Misuse,
+    Need,
+    Released,
+    Saved,
+    StoreFailed,
+    Woke,
+)
+from tests.sansio.scripts import (
+    ELSEWHERE,
+    ISSUER,
+    METADATA,
+    PLAN,
+    SEED,
+    SERVER,
+    Line,
+    each,
+    grant,
+    logging_in,
+    metadata,
+    parent,
+    play,
+    record,
+    saved,
+    secret,
+    tokens,
+    unlike,
+    with_scopes,
+)
+from tests.sansio.walks import NOW, UNSENT, answer, table
+from tests.sansio.worlds import Run
+
+FULL = StoreFailed("disk full")
+FRESH = grant(1, left=3000)
+EARLY = grant(1, left=30)
+OLD = grant(1)
+WITHOUT = replace(OLD, refresh_token=None)
+
+POST = "POST as.example/token rt1"
+LOGIN = "Save r0: *claim *"
+FIRST_LOGIN = "Save None: claim *"
+RENEW = "Acquire"
+RELEASE: Line = ("Release", Released())
+DEAD = answer(400, error="invalid_grant")
+
+
+def need(because: Because, n: int | None = None, **more: Any) -> Need:
+    """`n`: the access token that will not do."""
+    return Need(because, unlike(n) if n is not None else None, **more)
+
+
+def loaded(*grants: Grant, **more: Any) -> Line:
+    return ("Load", Loaded(record(*grants, **more)))
+
+
+def run(wanted: Need, script: Sequence[Line], end: str, plan: Plan = PLAN, unsaved: GrantRecord | None = None) -> Run:
+    return play(upkeep, upkeep.begin(plan, wanted, SEED, unsaved), script, end)
+
+
+# --- A stored token ---------------------------------------------------------------------------------------------------
+
+
+@table(
+    "wanted, stored, then",
+    {
+        "DESIGN-4.2-missing": (need("missing"), FRESH, "Done stored at1"),
+        "DESIGN-4.2-expiring-a-peer-was-faster": (need("expiring"), FRESH, "Done stored at1"),
+        "FN-7-refused-a-newer-one-is-stored": (need("refused", 0), FRESH, "Done stored at1"),
+        "FN-28-asked": (need("asked"), FRESH, "Done stored at1"),
+        "RULES-3.5-scope-a-peer-stepped-up": (need("scope", 0, scopes=("a",)), FRESH, "Done stored at1"),
+        "RULES-3.5-scope-more-than-enough": (
+            need("scope", 0, scopes=("a",)),
+            with_scopes(FRESH, "b", "a"),
+            "Done stored at1",
+        ),
+        "RULES-3.5-scope-not-asked-for": (need("scope", 0, scopes=("b",)), FRESH, LOGIN),
+        "RULES-3.5-scope-nothing-asked-for": (need("scope", 0, scopes=("a",)), replace(FRESH, requested=None), LOGIN),
+        "RULES-3.5-scope-granted-and-not-asked-for": (
+            need("scope", 0, scopes=("b",)),
+            replace(FRESH, granted=("a", "b")),
+            LOGIN,
+        ),
+        "RULES-3.5-scope-this-very-token": (need("scope", 1, scopes=("b",)), FRESH, LOGIN),
+        "DESIGN-4.2-in-its-leeway": (need("missing"), EARLY, RENEW),
+        "DESIGN-4.2-expired": (need("expiring"), OLD, RENEW),
+        "FN-1-asked-expired": (need("asked"), OLD, RENEW),
+        "forced": (need("forced"), FRESH, LOGIN),
+        "forced-expired": (need("forced"), OLD, LOGIN),
+        "RULES-3.5-scope-a-peers-token-has-expired": (need("scope", 0, scopes=("a",)), OLD, RENEW),
+        "RULES-3.5-scope-a-peers-token-is-refused-too": (need("scope", 1, scopes=("a",)), FRESH, RENEW),
+        "RULES-4.2-tombstone-of-a-refusal": (need("asked"), replace(OLD, refused=parent(1)), LOGIN),
+        "RULES-4.2-no-refresh-token": (need("asked"), WITHOUT, LOGIN),
+        "DESIGN-4.3-refused-without-refresh-token": (need("refused", 1), replace(FRESH, refresh_token=None), LOGIN),
+        "DESIGN-4.3-renewed-already": (need("refused", 1, may_renew=False), FRESH, LOGIN),
+        "DESIGN-4.3-scope-renewed-already": (need("scope", 0, scopes=("a",), may_renew=False), OLD, LOGIN),
+        "DESIGN-4.3-logged-in-already": (need("refused", 1, may_renew=False, may_login=False), FRESH, "Done none"),
+        "RULES-4.12-expired-without-refresh-token-is-the-servers-to-judge": (
+            need("missing"),
+            WITHOUT,
+            "Done stored at1",
+        ),
+        "RULES-4.12-expired-and-dead-is-the-servers-to-judge": (
+            need("expiring"),
+            replace(OLD, refused=parent(1)),
+            "Done stored at1",
+        ),
+        "RULES-2.17-clock-set-forward-by-a-day": (
+            need("expiring"),
+            replace(WITHOUT, expires_at=NOW.wall - 82800),
+            "Done stored at1",
+        ),
+        "RULES-2.17-clock-set-back-by-a-day": (need("missing"), grant(1, left=90000), "Done stored at1"),
+        "RULES-2.17-expires-in-absent": (need("missing"), replace(OLD, expires_at=None), "Done stored at1"),
+    },
+)
+def test_what_is_stored_decides(wanted: Need, stored: Grant, then: str) -> None:
+    run(wanted, [loaded(stored)], then)
+
+
+@table(
+    "stored, save",
+    {
+        "nothing": (None, FIRST_LOGIN),
+        "RULES-4.2-a-foreign-record": (RegistrationRecord("r0"), FIRST_LOGIN),
+        "RULES-4.2-logged-out": (record(FRESH, logged_out=True), LOGIN),
+        "RULES-4.1-issuer-in-use-has-no-grant": (record(FRESH, current=ELSEWHERE), LOGIN),
+        "RULES-4.1-none-in-use": (record(), "Save r0: claim *"),
+    },
+)
+@table(
+    "because, logs_in",
+    {
+        "missing": ("missing", False),
+        "expiring": ("expiring", False),
+        "refused": ("refused", True),
+        "asked": ("asked", True),
+        "scope": ("scope", True),
+        "forced": ("forced", True),
+    },
+)
+def test_no_grant(stored: Record | None, save: str, because: Because, logs_in: bool) -> None:
+    """Whether a token is needed at all, the server's challenge tells."""
+    run(need(because, scopes=("a",)), [("Load", Loaded(stored))], save if logs_in else "Done none")
+
+
+def test_design_4_interactive_false_fails_before_anything() -> None:
+    plan = replace(PLAN, interactive=False)
+    failed = run(need("refused"), [("Load", Loaded(None))], "Failed authorization-required", plan)
+    assert "interactive=False" in failed.end.error.message
+
+
+def test_the_store_fails() -> None:
+    failed = run(need("missing"), [("Load", FULL)], "Failed store-failed")
+    assert failed.end.error.message == "disk full"
+
+
+# --- Renewal ----------------------------------------------------------------------------------------------------------
+
+ACQUIRED: Line = ("Acquire", Acquired(record(OLD)))
+
+
+def test_fn_1_a_new_process_renews_without_a_browser() -> None:
+    script: list[Line] = [loaded(OLD), ACQUIRED, (POST, tokens(2)), ("Save r0: *as(at2 rt2)", Saved()), RELEASE]
+    assert run(need("missing"), script, "Done renewed at2").notices == ["renewed"]
+
+
+def test_rules_4_11_what_cannot_be_saved_is_handed_on() -> None:
+    script: list[Line] = [loaded(OLD), ACQUIRED, (POST, tokens(2)), ("Save *", FULL), ("Load", FULL), RELEASE]
+    run(need("missing"), script, "Done renewed at2, unsaved")
+
+
+@table(
+    "wanted, then",
+    {
+        "RULES-3.2-then-a-login": (need("refused", 0), LOGIN),
+        "RULES-3.2-asked": (need("asked"), LOGIN),
+        "RULES-3.2-no-login-unasked": (need("expiring"), "Done stored at1"),
+    },
+)
+@each("buried", {"saved": Saved(), "RULES-3.2-not-presented-again": FULL, "conflict": Conflict(None)})
+def test_a_dead_refresh_token(wanted: Need, then: str, buried: Event) -> None:
+    """Though its tombstone could not be saved, it is not presented again."""
+    script: list[Line] = [loaded(OLD)]
+    script += [(METADATA, metadata(ISSUER))] if wanted.because == "refused" else []
+    script += [ACQUIRED, (POST, DEAD), loaded(OLD), ("Save r0: *as(at1 rt1 dead)", buried), RELEASE]
+    dead = replace(OLD, refused=parent(1)) if isinstance(buried, Saved) else OLD
+    run(wanted, [*script, loaded(dead)], then)
+
+
+def test_rules_4_6_a_peer_changed_the_grant() -> None:
+    peers = record(grant(2), revision="r1")
+    script: list[Line] = [
+        loaded(OLD),
+        ("Acquire", Acquired(peers)),
+        RELEASE,
+        ("Load", Loaded(peers)),
+        ("Acquire", Acquired(peers)),
+        ("POST as.example/token rt2", tokens(3)),
+        ("Save r1: *as(at3 rt3)", Saved()),
+        RELEASE,
+    ]
+    run(need("expiring"), script, "Done renewed at3")
+
+
+def test_rules_4_10_a_logout_between() -> None:
+    script: list[Line] = [loaded(OLD), ("Acquire", Acquired(record(logged_out=True))), RELEASE]
+    run(need("expiring"), [*script, loaded(logged_out=True)], "Done none")
+
+
+def test_bound_a_grant_that_changes_faster_than_it_is_read() -> None:
+    script: list[Line] = []
+    for n in (1, 3, 5):
+        changed = record(grant(n + 1), revision=f"r{n}")
+        script += [loaded(grant(n)), ("Acquire", Acquired(changed)), RELEASE]
+    failed = run(need("expiring"), script, "Failed store-contended")
+    assert len(failed.events) == 3 * upkeep.MOST_ROUNDS
+
+
+def test_fn_6_a_server_that_renews_with_the_same_access_token() -> None:
+    """It was refused, so only a login helps, and nothing is renewed again."""
+    same = tokens(2, access_token=secret(1, "at"))
+    script: list[Line] = [
+        loaded(OLD),
+        (METADATA, UNSENT),
+        ACQUIRED,
+        (POST, same),
+        ("Save r0: *as(at1 rt2)", Saved()),
+        RELEASE,
+        loaded(replace(grant(2), access_token=secret(1, "at"))),
+    ]
+    run(need("refused", 1), script, LOGIN)
+
+
+def test_fn_6_the_same_access_token_unsaved() -> None:
+    same = tokens(2, access_token=secret(1, "at"))
+    script: list[Line] = [
+        loaded(OLD),
+        (METADATA, UNSENT),
+        ACQUIRED,
+        (POST, same),
+        ("Save *", FULL),
+        ("Load", FULL),
+        RELEASE,
+        loaded(OLD),
+    ]
+    run(need("refused", 1), script, "Save r0: *as(at1 rt2)")
+
+
+def test_rules_3_5_a_peers_token_without_the_scopes_is_not_adopted() -> None:
+    """It was renewed for its scopes, and under the lock a peer's login was found that had asked for others."""
+    peers = with_scopes(grant(5, left=3000, lineage="x"), "b")
+    script: list[Line] = [loaded(OLD), ("Acquire", Acquired(record(peers))), RELEASE, loaded(peers)]
+    run(need("scope", 0, scopes=("a",)), script, LOGIN)
+
+
+# --- A refused token: is its issuer still the resource's? -------------------------------------------------------------
+
+ROOT = "GET mcp.example/.well-known/oauth-protected-resource"
+
+
+@table(
+    "script, then",
+    {
+        "RULES-3.1-still-listed": ([(METADATA, metadata(ELSEWHERE, ISSUER))], RENEW),
+        "RULES-3.1-unreachable": ([(METADATA, UNSENT)], RENEW),
+        "RULES-3.1-unavailable": ([(METADATA, Response(503))], RENEW),
+        "RULES-3.1-none-any-more": ([(METADATA, Response(404)), (ROOT, Response(404))], RENEW),
+        "RULES-3.1-not-listed-log-in-there": ([(METADATA, metadata(ELSEWHERE))], LOGIN),
+        "RULES-2.2-another-resource": (
+            [(METADATA, answer(200, resource="https://mcp.example/x", authorization_servers=[ISSUER]))],
+            "Failed resource-mismatch",
+        ),
+        "RULES-2.5-plain-comparison": ([(METADATA, metadata(f"{ISSUER}/"))], LOGIN),
+    },
+)
+def test_refused(script: list[Line], then: str) -> None:
+    run(need("refused", 1), [loaded(FRESH), *script], then)
+
+
+@table(
+    "trusted, then",
+    {
+        "RULES-2.5-trusted-issuer": (((ELSEWHERE, ISSUER),), RENEW),
+        "RULES-2.5-trusted-for-another-entry": ((("https://third.example", ISSUER),), LOGIN),
+    },
+)
+def test_trusted_issuer(trusted: tuple[tuple[str, str], ...], then: str) -> None:
+    plan = replace(PLAN, trusted_issuer=trusted)
+    run(need("refused", 1), [loaded(FRESH), (METADATA, metadata(ELSEWHERE))], then, plan)
+
+
+def test_rules_3_1_the_old_credentials_stay_with_the_old_issuer() -> None:
+    """The login goes on with the metadata that was just read, and keeps the old grant beside the new one."""
+    plan = replace(PLAN, preregistered=PreRegistered("client", issuer=ELSEWHERE))
+    script: list[Line] = [loaded(FRESH), (METADATA, metadata(ELSEWHERE)), (LOGIN, Saved())]
+    script += logging_in(5, ELSEWHERE)[1:]
+    run(need("refused", 1), [*script, ("Save *: as(at1 rt1) *other(at5 rt5)", Saved())], "Done login at5", plan)
+
+
+def test_rfc9728_5_1_the_metadata_that_the_challenge_names() -> None:
+    wanted = need("refused", 1, resource_metadata=("https://meta.example/x",))
+    run(wanted, [loaded(FRESH), ("GET meta.example/x", metadata(ISSUER))], RENEW)
+
+
+def test_design_4_3_not_listed_and_no_login_allowed() -> None:
+    wanted = need("refused", 1, may_login=False)
+    run(wanted, [loaded(FRESH), (METADATA, metadata(ELSEWHERE))], "Done none")
+
+
+# --- Login ------------------------------------------------------------------------------------------------------------
+
+
+def test_first_login() -> None:
+    script: list[Line] = [("Load", Loaded(None)), (FIRST_LOGIN, Saved()), *logging_in(1)]
+    logged_in = run(need("refused"), [*script, ("Save *: *as(at1 rt1)", Saved())], "Done login at1")
+    assert logged_in.notices == ["issuer-first-used", "logged-in"]
+    assert saved(logged_in)[-1].grants[0].generation == 0
+
+
+def test_rules_4_13_a_peers_login_is_adopted() -> None:
+    """The claim met another; its result is there."""
+    peers = record(grant(5, left=3000), revision="r1")
+    run(need("refused", 1), [loaded(WITHOUT), (LOGIN, Conflict(peers))], "Done stored at5")
+
+
+def test_rules_4_11_no_login_without_a_store() -> None:
+    run(need("refused", 1), [loaded(WITHOUT), (LOGIN, FULL)], "Failed store-failed")
+
+
+# --- Limits across requests (RULES 3.4) -------------------------------------------------------------------------------
+
+REFUSED = need("refused", 1, never_accepted=True)
+
+
+def obtained(generation: int, age: float, **more: Any) -> Grant:
+    return replace(FRESH, generation=generation, obtained_at=NOW.wall - age, **more)
+
+
+@table(
+    "wanted, stored, then",
+    {
+        "RULES-3.4-renewed-60-s-ago": (REFUSED, obtained(1, 60), METADATA),
+        "RULES-3.4-renewed-59-s-ago": (REFUSED, obtained(1, 59), LOGIN),
+        "RULES-3.4-renewed-now": (REFUSED, obtained(7, 0), LOGIN),
+        "RULES-3.4-accepted-once": (need("refused", 1), obtained(1, 0), METADATA),
+        "RULES-3.4-renewed-by-another-clock": (REFUSED, obtained(1, -86400), METADATA),
+        "RULES-3.4-logged-in-600-s-ago": (REFUSED, obtained(0, 600), METADATA),
+        "RULES-3.4-logged-in-599-s-ago": (REFUSED, obtained(0, 599), "Failed login-held-back"),
+        "RULES-3.4-logged-in-now": (REFUSED, obtained(0, 0), "Failed login-held-back"),
+        "RULES-3.4-logged-in-without-refresh-token": (
+            REFUSED,
+            obtained(0, 599, refresh_token=None),
+            "Failed login-held-back",
+        ),
+        "RULES-3.4-logged-in-600-s-ago-without": (REFUSED, obtained(0, 600, refresh_token=None), LOGIN),
+        "RULES-3.4-logged-in-and-accepted": (need("refused", 1), obtained(0, 0, refresh_token=None), LOGIN),
+        "RULES-3.4-logged-in-by-another-clock": (REFUSED, obtained(0, -86400, refresh_token=None), LOGIN),
+        "RULES-3.4-a-newer-one-is-stored": (need("refused", 0, never_accepted=True), obtained(0, 0), "Done stored at1"),
+        "RULES-3.4-another-one-is-stored": (
+            need("refused", 0, never_accepted=True),
+            obtained(0, 0, expires_at=NOW.wall),
+            METADATA,
+        ),
+        "RULES-3.4-no-login-is-wanted": (
+            need("refused", 1, never_accepted=True, may_login=False),
+            obtained(0, 0),
+            "Done none",
+        ),
+        "RULES-3.4-forced-all-the-same": (need("forced"), obtained(0, 0), LOGIN),
+    },
+)
+def test_fruitless(wanted: Need, stored: Grant, then: str) -> None:
+    run(wanted, [loaded(stored)], then)
+
+
+def test_rules_3_4_held_back_says_why() -> None:
+    held_back = run(REFUSED, [loaded(obtained(0, 0))], "Failed login-held-back")
+    assert held_back.end.error.message == f"{SERVER} refuses the token of the last login"
+
+
+# --- What only the memory has (RULES 4.11) ----------------------------------------------------------------------------
+
+RENEWED = grant(2, left=3000)
+PINNED = record(RENEWED, revision="never stored")
+NEW = grant(5, left=3000, obtained_at=NOW.wall, lineage="new", generation=0, parent=None)
+PINNED_LOGIN = record(NEW, revision="never stored", login=LoginClaim("ours", "", 0.0))
+CLAIM = LoginClaim("ours", "pid 1", NOW.wall + 60)
+RESTORE = "Save r0: *as(at2 rt2)"
+
+
+@table(
+    "pinned, stored, save",
+    {
+        "RULES-4.11-renewed": (PINNED, record(OLD), RESTORE),
+        "RULES-4.11-store-emptied": (PINNED, None, "Save None: *as(at2 rt2)"),
+        "RULES-4.11-logged-in-claim-stands": (PINNED_LOGIN, record(FRESH, login=CLAIM), "Save r0: *as(at5 rt5)"),
+        "RULES-4.11-logged-in-store-emptied": (PINNED_LOGIN, None, "Save None: *as(at5 rt5)"),
+        "RULES-4.11-logged-in-claim-gone-old-one-dead": (PINNED_LOGIN, record(OLD), "Save r0: *as(at5 rt5)"),
+        "RULES-4.11-saved-after-all": (PINNED, record(RENEWED, revision="r1"), "Save r1: *as(at2 rt2)"),
+    },
+)
+def test_restoring(pinned: GrantRecord, stored: GrantRecord | None, save: str) -> None:
+    """Saved before anything else, then read again."""
+    script: list[Line] = [("Load", Loaded(stored)), (save, Saved()), loaded(*pinned.grants)]
+    end = f"Done stored {'at5' if pinned is PINNED_LOGIN else 'at2'}"
+    restored = run(need("missing"), script, end, unsaved=pinned)
+    assert restored.end.value.unsaved is None
+    assert restored.notices == ["logged-in" if pinned is PINNED_LOGIN else "renewed"]
+
+
+def test_rules_4_11_restored_and_renewed() -> None:
+    """The one that was pinned has expired meanwhile."""
+    expired = record(grant(2), revision="never stored")
+    script: list[Line] = [loaded(OLD), (RESTORE, Saved()), loaded(grant(2)), ("Acquire", Acquired(record(grant(2))))]
+    script += [("POST as.example/token rt2", tokens(3)), ("Save r0: *as(at3 rt3)", Saved()), RELEASE]
+    run(need("expiring"), script, "Done renewed at3", unsaved=expired)
+
+
+def test_rules_4_10_a_peer_has_renewed_it() -> None:
+    peers = grant(3, left=3000)
+    run(need("missing"), [loaded(peers), loaded(peers)], "Done stored at3", unsaved=PINNED)
+
+
+@table(
+    "stored, end",
+    {
+        "RULES-4.10-logout-is-never-undone": (record(logged_out=True), "Done none"),
+        "RULES-4.10-another-login-stands": (record(replace(NEW, lineage="other")), "Done stored at5"),
+    },
+)
+def test_what_was_pinned_is_revoked(stored: GrantRecord, end: str) -> None:
+    script: list[Line] = [
+        ("Load", Loaded(stored)),
+        ("POST as.example/revoke rt2", Response(200)),
+        ("POST as.example/revoke at2", Response(200)),
+        ("Load", Loaded(stored)),
+    ]
+    run(need("missing"), script, end, unsaved=PINNED)
+
+
+def test_without_a_revocation_endpoint_it_is_read_again() -> None:
+    pinned = record(replace(RENEWED, revocation_endpoint=None))
+    run(need("missing"), [loaded(logged_out=True), loaded(logged_out=True)], "Done none", unsaved=pinned)
+
+
+def test_a_pin_without_a_grant_is_none() -> None:
+    run(need("missing"), [loaded(FRESH)], "Done stored at1", unsaved=record(FRESH, current=None))
+
+
+STILL_FULL: list[Line] = [loaded(OLD), (RESTORE, FULL), ("Load", FULL)]
+
+
+@table(
+    "script, wanted, end",
+    {
+        "RULES-4.11-unreadable": ([("Load", FULL)], need("missing"), "Done stored at2, unsaved"),
+        "RULES-4.11-not-writable": (STILL_FULL, need("missing"), "Done stored at2, unsaved"),
+        "RULES-4.11-unreadable-and-refused": ([("Load", FULL)], need("refused", 2), "Failed store-failed"),
+        "RULES-4.7-not-writable-and-refused": (STILL_FULL, need("refused", 2), "Failed store-failed"),
+        "RULES-4.7-not-writable-and-forced": (STILL_FULL, need("forced"), "Failed store-failed"),
+    },
+)
+def test_the_store_still_fails(script: list[Line], wanted: Need, end: str) -> None:
+    """The token serves, and stays pinned; no successor of it is asked for that could not be saved."""
+    failing = run(wanted, script, end, unsaved=PINNED)
+    if isinstance(failing.end, Done):
+        assert current_grant(failing.end.value.unsaved) == RENEWED
+
+
+def test_rules_4_7_an_expired_pin_is_not_renewed() -> None:
+    expired = record(grant(2), revision="never stored")
+    run(need("expiring"), STILL_FULL, "Failed store-failed", unsaved=expired)
+
+
+# --- What holds for every run -----------------------------------------------------------------------------------------
+
+
+def test_bound() -> None:
+    """The longest that can be told by its parts; the property tests look for longer ones."""
+    assert upkeep.MOST_EFFECTS >= upkeep.MOST_ROUNDS * (1 + 24 + 146) + 724
+
+
+def test_rules_4_2_no_revision_recurs_between_rounds() -> None:
+    """Two renewals of one run."""
+    script: list[Line] = [
+        loaded(OLD),
+        ACQUIRED,
+        (POST, DEAD),
+        loaded(OLD),
+        ("Save r0: *dead)", Saved()),
+        RELEASE,
+        loaded(replace(OLD, refresh_token=secret(2, "rt"))),
+        ("Acquire", Acquired(record(grant(2)))),
+    ]
+    saved(run(need("expiring"), script[:6], "Load"))
+
+
+@pytest.mark.parametrize("event", [Saved(), Woke(), Released()], ids=lambda event: type(event).__name__)
+def test_misuse(event: Event) -> None:
+    step = upkeep.begin(PLAN, need("missing"), SEED)
+    assert isinstance(step, Await)
+    with pytest.raises(Misuse, match="Reading"):
+        upkeep.advance(step.state, event, now=NOW)
