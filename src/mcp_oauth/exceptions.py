@@ -67,7 +67,7 @@ class AuthorizationError(OAuthError):
     """The person's part failed: denied, timed out, answered wrongly."""
 
 
-class AuthorizationRequired(AuthorizationError):  # noqa: N818 - what is needed, no fault
+class AuthorizationRequired(AuthorizationError):
     """A person must log in, and `interactive=False` forbids to ask one."""
 
 

@@ -167,13 +167,20 @@ def test_choice(listed: tuple[str, ...], stored: str | None, preferred: str | No
     assert (played.end.value.listed, played.end.value.metadata.issuer, played.notices) == (chosen, chosen, [])
 
 
-@pytest.mark.parametrize("option", ["stored", "preferred"])
-def test_choice_by_the_published_name(option: str) -> None:
+@pytest.mark.parametrize(
+    ("stored", "preferred"),
+    [
+        pytest.param(B, None, id="stored"),
+        pytest.param(None, B, id="preferred"),
+        pytest.param(None, f"{B}/listed", id="preferred-as-listed"),
+    ],
+)
+def test_choice_by_the_published_name(stored: str | None, preferred: str | None) -> None:
     """RULES 2.4, 2.5: a grant is kept under the issuer as published, the resource lists it otherwise."""
     listed = f"{B}/listed"
-    plan = replace(PLAN, trusted_issuer=((listed, B),), prefer_issuer=B if option == "preferred" else None)
+    plan = replace(PLAN, trusted_issuer=((listed, B),), prefer_issuer=preferred)
     world = {f"{PRM}/mcp": prm(A, listed), f"{oauth(B)}/listed": metadata(B)}
-    played = discover(world, plan, stored_issuer=B if option == "stored" else None)
+    played = discover(world, plan, stored_issuer=stored)
     assert played.asked == [f"{PRM}/mcp", f"{oauth(B)}/listed"]
     assert (played.end.value.listed, played.end.value.metadata.issuer) == (listed, B)
     assert played.notices == ["trusted-issuer"]
@@ -282,6 +289,7 @@ def test_trusted_issuer_at_the_servers_own_origin(
         assert (end.value.metadata.issuer, end.value.listed, end.value.resource) == (published, None, MCP)
     else:
         assert end.error.message == f"{A} is known with another token endpoint than {HOST} gives it"
+        assert end.error.url == f"{A}/token"
 
 
 def test_an_issuer_under_its_own_name_may_move_its_token_endpoint() -> None:

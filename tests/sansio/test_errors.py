@@ -100,3 +100,30 @@ def test_refused_without_a_document() -> None:
     attempts = (Attempt(BARE, 500),)
     found = errors.refused(Reason.CLIENT_REFUSED, "it", URL, Response(500, (), b"<html>"), attempts)
     assert found == Failure(Reason.CLIENT_REFUSED, "it answered HTTP 500", BARE, 500, attempts=attempts)
+
+
+LONG = "0123456789abcdef-and-more"
+
+
+@pytest.mark.parametrize(
+    ("text", "secrets", "shown"),
+    [
+        pytest.param("s1 and s2", (), "s1 and s2", id="FN-54-nothing-to-hide"),
+        pytest.param("s1 and s2", (None, ""), "s1 and s2", id="FN-54-no-secrets"),
+        pytest.param("s1 and s2", (None, "s2", "s1"), "[hidden] and [hidden]", id="FN-54-all-of-them"),
+        pytest.param("a%2Fb+c of a/b c", ("a/b c",), "[hidden] of [hidden]", id="FN-54-form-encoded"),
+        pytest.param(f"bad {LONG[:20]}... given", (LONG,), "bad [hidden] given", id="FN-54-cut-short"),
+        pytest.param(f"bad {LONG[:15]} given", (LONG,), f"bad {LONG[:15]} given", id="FN-54-too-short-to-tell"),
+        pytest.param("x \ud800", ("\ud800",), "x [hidden]", id="FN-54-lone-surrogate"),
+    ],
+)
+def test_conceal(text: str, secrets: tuple[str | None, ...], shown: str) -> None:
+    assert errors.conceal(text, secrets) == shown
+
+
+def test_refused_hides_before_it_cuts() -> None:
+    """FN 54: no beginning of a secret is left over at the end of what is shown."""
+    answer = document(error="e" * 70 + LONG, error_description="d" * 490 + LONG)
+    found = errors.refused(Reason.EXCHANGE_REFUSED, "it", URL, answer, hide=(LONG,))
+    assert LONG[:4] not in repr(found) + str(found)
+    assert found.oauth_error == "e" * 70 + "[hidden]"

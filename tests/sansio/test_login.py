@@ -259,6 +259,7 @@ class TestElsewhere:
         {
             "RULES-4.13-withdrawn": (None, "Save r1: claim *"),
             "RULES-4.13-lapsed": (theirs(1), "Save r1: claim *"),
+            "RULES-4.14-made-by-a-clock-far-ahead": (theirs(TWO_LEG + 2), "Save r1: claim *"),
             "RULES-4.13-our-own": (LoginClaim(CLAIM, "", NOW.wall + 60), "Save r1: claim *"),
             "RULES-4.13-still-there": (theirs(), "Sleep 1"),
         },
@@ -268,7 +269,7 @@ class TestElsewhere:
         run([("Sleep 1", Woke()), ("Load", Loaded(after), 1.0)], end, stored=self.BUSY)
 
     def test_rules_4_13_waits_six_minutes_at_most(self) -> None:
-        forever = record(login=theirs(9999))
+        forever = record(login=theirs(TWO_LEG))
         polls: list[Line] = [("Sleep 1", Woke()), ("Load", Loaded(forever))] * MOST_POLLS
         assert "pid 2 on host" in str(run(polls, "Failed login-elsewhere", stored=forever).end.error)
 
@@ -598,3 +599,32 @@ class TestRegisteredAgain:
         clients = RegistrationRecord("r", (old,), (KEY,))
         events = (Loaded(clients), *((Saved(),) if refused else ()), Listening(CALLBACK))
         assert isinstance(self.walked(*events, stored=stored).end.effect, asks)
+
+    OLD = Registration(ISSUER, "old", "dcr", "none", CALLBACK)
+    RECALLED: tuple[Any, ...] = (Loaded(RegistrationRecord("r", (OLD,), (KEY,))), Listening(CALLBACK))
+    ONE_ROUND = Plan(SERVER, login_seconds=PATIENCE)
+
+    def timed_out(self, *events: Any) -> GrantRecord:
+        played = walk(login, begin(plan=self.ONE_ROUND), *self.DCR, *events, StillWaiting(), Saved(), Saved())
+        assert reason(played) is Reason.LOGIN_TIMED_OUT
+        return records(played)[-1]
+
+    def test_fn_31_a_recalled_client_is_doubted_after_silence(self) -> None:
+        assert self.timed_out(*self.RECALLED).doubted == self.OLD
+
+    def test_fn_31_a_new_client_is_not(self) -> None:
+        assert self.timed_out(*self.first()).doubted is None
+
+    @table(
+        "issuer, asks", {"FN-31-registered-anew": (ISSUER, Send), "FN-32-at-its-own-issuer": (ELSEWHERE, OpenBrowser)}
+    )
+    def test_a_doubted_client(self, issuer: str, asks: type[Any]) -> None:
+        stored = replace(record(), doubted=replace(self.OLD, issuer=issuer))
+        events = (self.RECALLED[0], *((Saved(),) if asks is Send else ()), self.RECALLED[1])
+        assert isinstance(self.walked(*events, stored=stored).end.effect, asks)
+
+    def test_fn_31_a_login_ends_the_doubt(self) -> None:
+        stored = replace(record(), doubted=self.OLD)
+        registered = (*self.RECALLED[:1], Saved(), Listening(CALLBACK), answer(201, client_id="new"), Saved())
+        done = self.walked(*registered, BACK, answer(200, access_token="at", token_type="Bearer"), stored=stored)
+        assert records(done)[-1].doubted is None

@@ -129,6 +129,7 @@ FORM = "application/x-www-form-urlencoded"
         pytest.param(b"a=1&a=2", {"a": "2"}, id="last-of-duplicates"),
         pytest.param(b"", None, id="empty"),
         pytest.param(b"a", None, id="no-value"),
+        pytest.param(b"a=1&b", None, id="one-without-value"),
         pytest.param(b"a=%FF", None, id="escaped-bad-UTF-8"),
         pytest.param(b"a=\xff", None, id="bad-UTF-8"),
         pytest.param(b"a=%ED%A0%80", None, id="lone-surrogate"),

@@ -106,6 +106,14 @@ WRONG = [
         pytest.param({"resource": bad}, "resource: neither", id=f"RFC8707-2-{bad!r}")
         for bad in ("", "alway", "https://h/#a", "https://h/ a", "1:a")
     ),
+    *(
+        pytest.param({"dynamic": Dynamic(extra=((name, "x"),))}, f"extra must not set {name}", id=f"RULES-2.16-{name}")
+        for name in ("grant_types", "redirect_uris", "response_types", "scope")
+    ),
+    *(
+        pytest.param({"login_seconds": bad}, "login_seconds must be more than 0", id=f"login-seconds-{bad}")
+        for bad in (0.0, -1.0, float("nan"))
+    ),
 ]
 
 

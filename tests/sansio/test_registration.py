@@ -221,10 +221,6 @@ class TestRequest:
             "FN-34-more-members": ("software_id", "x", "x"),
             "SPEC-adjusted-application-type": ("application_type", "web", "web"),
             "FN-figma-adjusted-method": ("token_endpoint_auth_method", POST, POST),
-            "RULES-2.16-redirect_uris": ("redirect_uris", "x", [REDIRECT]),
-            "RULES-2.16-response_types": ("response_types", "x", ["code"]),
-            "RULES-2.16-grant_types": ("grant_types", "x", ["authorization_code", "refresh_token"]),
-            "RULES-2.10-the-scopes-that-will-be-asked-for": ("scope", "x", "a b"),
         },
     )
     def test_extras(self, name: str, value: str, kept: object) -> None:

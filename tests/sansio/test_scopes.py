@@ -56,6 +56,7 @@ STEP_UPS = [
     pytest.param(None, grant(("a",), ("a", "z")), ("c",), ("a", "c"), id="RULES-3.5-not-what-the-AS-added"),
     pytest.param(None, grant(("a", "b"), ("a",)), ("c",), ("a", "b", "c"), id="RULES-3.5-requested-though-not-granted"),
     pytest.param(None, grant(None), ("c",), ("c",), id="RULES-3.5-nothing-requested"),
+    pytest.param(None, grant(None, ("a",)), ("c",), ("a", "c"), id="SPEC-step-up-nothing-requested-but-granted"),
     pytest.param(None, None, ("c",), ("c",), id="RULES-3.5-no-grant"),
     pytest.param(("c", "d"), grant(("a",)), ("c",), ("a", "c"), id="RULES-3.5-within-the-limit"),
     pytest.param(("c", "d"), grant(("a",)), ("c", "e"), None, id="RULES-3.5-beyond-the-limit"),

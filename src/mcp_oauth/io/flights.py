@@ -41,7 +41,7 @@ _SLICE = 0.2
 """Seconds after which whoever waits looks up: nothing announces the end of the main thread."""
 
 
-class NeedsUser(Exception):  # noqa: N818 - it names no fault
+class NeedsUser(Exception):
     """The work needs a person now, and this caller had said that it would not wait for one."""
 
 

@@ -129,9 +129,11 @@ def _earlier(login: Login, found: Discovered) -> Grant | None:
 
 
 def forgotten(login: Login, found: Discovered) -> Registration | None:
-    """The client of the earlier grant, if the server did not know it any more at the last renewal."""
-    earlier = _earlier(login, found)
-    return earlier.registration if earlier is not None and earlier.client_refused else None
+    """A client that the server did not know any more at the last renewal, or seems to have forgotten."""
+    earlier, doubted = _earlier(login, found), base(login).doubted
+    if earlier is not None and earlier.client_refused:
+        return earlier.registration
+    return doubted if doubted is not None and doubted.issuer == found.metadata.issuer else None
 
 
 def resource_of(plan: Plan, found: Discovered) -> str | None:
@@ -173,7 +175,12 @@ def granted(login: Login, chosen: Chosen, ready: Ready, result: Authorized) -> G
     )
 
 
-def withdrawn(login: Login, record: GrantRecord, error: Failure, now: Now) -> GrantRecord:
+def lasting(claim: LoginClaim, now: Now) -> bool:
+    """It has not lapsed, and was not made by a clock that is far ahead of ours."""
+    return now.wall < claim.until <= now.wall + TWO_LEG
+
+
+def withdrawn(login: Login, record: GrantRecord, error: Failure, now: Now, doubted: Registration | None) -> GrantRecord:
     """The record without our claim; that the login was denied or fruitless is remembered (RULES 3.4, 3.5)."""
     denied = _denied(login, error, record)
     fruitless = error.reason.stage in ("authorization", "token") and error.reason not in MAY_HELP and not denied
@@ -182,6 +189,7 @@ def withdrawn(login: Login, record: GrantRecord, error: Failure, now: Now) -> Gr
         login=None,
         no_login_before=now.wall + HOLD_BACK if fruitless else record.no_login_before,
         denied_scopes=record.denied_scopes + denied,
+        doubted=doubted or record.doubted,
     )
 
 

@@ -70,6 +70,8 @@ class Ready(Value, frozen=True):
 
     client: Registration
     redirect_uri: str
+    recalled: bool = False
+    """It was registered for an earlier login."""
 
 
 class Recalling(Value, frozen=True, tag="client.Recalling"):
@@ -112,6 +114,7 @@ class Remembering(Value, frozen=True, tag="client.Remembering"):
 
     query: Query
     client: Registration
+    recalled: bool
 
 
 State = Recalling | Forgetting | Preparing | Registering | Remembering
@@ -142,11 +145,11 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
             return Failed(failure(Reason.USER_UNAVAILABLE, reason))
         case Registering(query, inner), _:
             return _registered(query, registration.advance(inner, event, now=now))
-        case Remembering(query, client), Saved() | StoreFailed():
+        case Remembering(query, client, recalled), Saved() | StoreFailed():
             # A registration that cannot be saved serves this login all the same: the grant has its own copy.
-            return Done(Ready(client, query.redirect_uri))
-        case Remembering(query, client), Conflict(theirs):
-            return _remember(replace(query, clients=_clients(theirs)), client)
+            return Done(Ready(client, query.redirect_uri, recalled))
+        case Remembering(query, client, recalled), Conflict(theirs):
+            return _remember(replace(query, clients=_clients(theirs)), client, recalled)
         case _:
             raise Misuse(state, event)
 
@@ -222,20 +225,20 @@ def _registered(query: Query, step: Step[registration.State, Registration]) -> O
     return within(
         step,
         lambda inner: Registering(query, inner),
-        lambda client: _remember(query, client),
+        lambda client: _remember(query, client, client in (query.clients.registrations if query.clients else ())),
     )
 
 
-def _remember(query: Query, client: Registration) -> Out:
+def _remember(query: Query, client: Registration, recalled: bool) -> Out:
     """Save a dynamic registration, and that this grant refers to it (RULES 2.9, 3.8)."""
     clients = query.clients or RegistrationRecord("")
     known = client in clients.registrations and query.key in clients.users
     if client.kind != "dcr" or known or query.saves == MOST_SAVES:
-        return Done(Ready(client, query.redirect_uri))
+        return Done(Ready(client, query.redirect_uri, recalled))
     others = tuple(other for other in clients.registrations if other.redirect_uri != client.redirect_uri)
     users = tuple(dict.fromkeys((*clients.users, query.key)))
     query, save = _save(query, replace(clients, registrations=(*others, client), users=users))
-    return Await(Remembering(query, client), save)
+    return Await(Remembering(query, client, recalled), save)
 
 
 _PREPARED = (Preparing, Registering, Remembering, Done)

@@ -109,6 +109,8 @@ class GrantRecord(Value, frozen=True, tag="grants-1"):
     no_login_before: float | None = None
     """Wall seconds; a login that was denied or did not help is not repeated unasked (RULES 3.4)."""
     denied_scopes: tuple[Scopes, ...] = ()
+    doubted: Registration | None = None
+    """A dynamic registration with which a login timed out: the server may have forgotten it (FN 31)."""
 
 
 class RegistrationRecord(Value, frozen=True, tag="registrations-1"):

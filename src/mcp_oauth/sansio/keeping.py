@@ -127,7 +127,7 @@ def _with_mine(keep: Keep, base: GrantRecord) -> GrantRecord:
         # A renewal does not decide which issuer is in use: a login at another one may have come between.
         return replace(record, current=base.current)
     allowed = tuple(dict.fromkeys((*base.allowed_issuers, keep.grant.issuer)))
-    return replace(record, login=None, no_login_before=None, allowed_issuers=allowed)
+    return replace(record, login=None, no_login_before=None, allowed_issuers=allowed, doubted=None)
 
 
 def advance(state: State, event: Event, *, now: Now) -> Out:

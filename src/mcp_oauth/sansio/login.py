@@ -250,7 +250,7 @@ def _look(login: Login, now: Now) -> Out:
     if token is not None and login.polls + login.saves > 0:
         return Done(Outcome("stored", token))
     claim = login.record.login if login.record is not None else None
-    if claim is None or claim.id == login.claim or claim.until <= now.wall:
+    if claim is None or claim.id == login.claim or not attempt.lasting(claim, now):
         return _claim(login, now)
     if login.polls == MOST_POLLS:
         return Failed(failure(Reason.LOGIN_ELSEWHERE, f"{claim.holder} has not finished its login"))
@@ -390,16 +390,17 @@ def _unauthorized(login: Login, chosen: Chosen, ready: Ready, error: Failure, no
     if error.reason is Reason.CLIENT_REFUSED and ready.client.kind == "dcr" and not login.again:
         notice = Notice("registered-again", f"{ready.client.issuer} does not know {ready.client.client_id} any more")
         return noting(_ready(replace(login, again=True), chosen, ready.client, now), notice)
-    return _withdraw(login, error, now)
+    silent = error.reason is Reason.LOGIN_TIMED_OUT and ready.recalled
+    return _withdraw(login, error, now, ready.client if silent else None)
 
 
-def _withdraw(login: Login, error: Failure, now: Now) -> Out:
-    """Take the claim back, so that nobody waits for it; a denial is remembered (RULES 3.4, 3.5)."""
+def _withdraw(login: Login, error: Failure, now: Now, doubted: Registration | None = None) -> Out:
+    """Take the claim back, so that nobody waits for it; what others must know is remembered (RULES 3.4, 3.5, FN 31)."""
     record = login.record
     if record is None or record.login is None or record.login.id != login.claim or login.saves >= 2 * MOST_SAVES:
         return Failed(error)
     expected = record.revision
-    login, record = _next(login, attempt.withdrawn(login, record, error, now))
+    login, record = _next(login, attempt.withdrawn(login, record, error, now, doubted))
     return Await(Withdrawing(login, error), Save(login.key, record, expected))
 
 

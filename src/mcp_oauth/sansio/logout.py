@@ -155,7 +155,7 @@ def advance(state: State, event: Event, *, now: Now) -> Out:  # noqa: ARG001 - t
             return _unregistered(run, registration.deletion_failure(event, url))
         case Unregistering(run, url), SendFailed(reason):
             return _unregistered(run, failure(Reason.REGISTRATION_UNAVAILABLE, reason, url=url))
-        case ((Counting(run), StoreFailed()) | (Leaving(run), StoreFailed() | Conflict())):
+        case (Counting(run), StoreFailed()) | (Leaving(run), StoreFailed() | Conflict()):
             # Somebody else uses the registration, or nobody can tell: it stays.
             return _next_grant(run)
         case _:

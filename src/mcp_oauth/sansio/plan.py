@@ -24,6 +24,10 @@ PROTECTED_PARAMS = frozenset(
 _OWN_SCHEME = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*:[^\s#]+", re.IGNORECASE)
 
 
+RELIED_ON = frozenset({"redirect_uris", "grant_types", "response_types", "scope"})
+"""Members of a registration that a login relies on: no extra may set them."""
+
+
 class PreRegistered(Value, frozen=True):
     """A client registered by hand at one authorization server; its credentials go nowhere else (RULES 2.9)."""
 
@@ -118,6 +122,7 @@ def check(plan: Plan) -> Failure | None:
         or _check_resource(plan.resource)
         or _check_params("authorization_params", plan.authorization_params)
         or _check_params("token_params", plan.token_params)
+        or _check_patience(plan.login_seconds)
         or _check_scopes("scopes", plan.scopes)
         or _check_scopes("scope_limit", plan.scope_limit)
     )
@@ -137,6 +142,8 @@ def _check_client(plan: Plan) -> Failure | None:
             return failure(Reason.CONFIGURATION, f"redirect_uri: {why}")
     if plan.preregistered and _lacks_secret(plan.preregistered):
         return failure(Reason.CONFIGURATION, f"auth_method: {plan.preregistered.auth_method} needs a client_secret")
+    if plan.dynamic and (taken := sorted(RELIED_ON.intersection(name for name, _ in plan.dynamic.extra))):
+        return failure(Reason.CONFIGURATION, f"extra must not set {', '.join(taken)}")
     if plan.metadata_document and (why := document_url_refusal(plan.metadata_document.url)):
         return failure(Reason.CONFIGURATION, f"client metadata document: {why}")
     return None
@@ -156,6 +163,10 @@ def _check_resource(resource: str) -> Failure | None:
 def _check_params(option: str, params: Params) -> Failure | None:
     taken = sorted(PROTECTED_PARAMS.intersection(name for name, _ in params))
     return failure(Reason.CONFIGURATION, f"{option} must not set {', '.join(taken)}") if taken else None
+
+
+def _check_patience(seconds: float) -> Failure | None:
+    return None if seconds > 0 else failure(Reason.CONFIGURATION, "login_seconds must be more than 0")
 
 
 def _check_scopes(option: str, scopes: Scopes | None) -> Failure | None:

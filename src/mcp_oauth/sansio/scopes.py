@@ -28,9 +28,14 @@ def to_request(
 
 
 def to_step_up(plan: Plan, grant: Grant | None, challenged: Scopes) -> Scopes | None:
-    """What was requested before and what is challenged now, or None: that is beyond the caller's limit."""
-    beyond = plan.scope_limit is not None and not set(challenged) <= set(plan.scope_limit)
-    return None if beyond else union(grant.requested if grant and grant.requested else (), challenged)
+    """What was requested before and what is challenged now, or None: that is beyond the caller's limit.
+
+    Where nothing was requested by name, what was granted takes its place, or it would be lost.
+    """
+    if plan.scope_limit is not None and not set(challenged) <= set(plan.scope_limit):
+        return None
+    before = (grant.requested or grant.granted) if grant is not None else None
+    return union(before or (), challenged)
 
 
 def union(*sets: Iterable[str]) -> Scopes:
