@@ -12,7 +12,6 @@ A line is the effect (`*` stands for anything), its answer, and, from where time
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import ndiff
 from fnmatch import fnmatchcase
@@ -23,43 +22,29 @@ from urllib.parse import parse_qsl
 import pytest
 from msgspec.structs import replace
 
-from mcp_oauth.sansio import access, upkeep
 from mcp_oauth.sansio.access import Finished
-from mcp_oauth.sansio.grant import Grant, GrantRecord, Record, Registration, Token, grant_key, token_of
+from mcp_oauth.sansio.grant import Grant, GrantRecord, Registration, Token, grant_key, token_of
 from mcp_oauth.sansio.keeping import Kept, Outcome
 from mcp_oauth.sansio.messages import Request, Response
 from mcp_oauth.sansio.plan import Plan, PreRegistered
 from mcp_oauth.sansio.steps import (
-    Acquire,
-    Acquired,
-    Answered,
     Await,
     Done,
-    Effect,
     Ensure,
-    Ensured,
     Event,
     Failed,
-    How,
-    Listen,
     Listening,
     Load,
-    Loaded,
     Need,
-    NotEnsured,
     OpenBrowser,
     Proceed,
     Redirected,
-    Release,
-    Released,
     Save,
-    Saved,
     Send,
     Sleep,
     Step,
-    Woke,
 )
-from mcp_oauth.sansio.values import Now, Seed, fingerprint
+from mcp_oauth.sansio.values import Seed, fingerprint
 from tests.sansio.walks import CANARY, NOW, advance, answer, keeps_promises, later
 from tests.sansio.worlds import Run
 
@@ -292,92 +277,3 @@ def name_of(value: str) -> str:
 
 def with_scopes(one: Grant, *scopes: str) -> Grant:
     return replace(one, requested=scopes, granted=scopes)
-
-
-# --- Many requests ----------------------------------------------------------------------------------------------------
-
-
-class Process:
-    """A process with a grant, its callers one after another, and a world in which everything but time stands still."""
-
-    def __init__(self, answers: str, *, life: float = 3600, refreshes: bool = True, stored: Record | None = None):
-        self.answers, self.life, self.refreshes = answers, life, refreshes
-        self.stored = stored
-        self.now = NOW
-        self.minted = 0
-        self.token: Token | None = None
-        self.how: How = "stored"
-        self.accepted = True
-        self.count: Counter[str] = Counter()
-
-    def request(self, at_hand: Token | None = None) -> str:
-        """One request of a caller, with the token that it may have had since long; how it ended."""
-        step = access.begin(at_hand or self.token, now=self.now, never_accepted=not (at_hand or self.accepted))
-        while isinstance(step, Await):
-            event = self._ensure(step.effect.need) if isinstance(step.effect, Ensure) else self._proceed()
-            step = access.advance(step.state, event, now=self.now)
-        if isinstance(step, Done) and step.value.accepted is not None:
-            self.accepted = True
-        return say(step)
-
-    def _proceed(self) -> Event:
-        self.count["requests"] += 1
-        self.now = Now(self.now.wall + 0.05, self.now.elapsed + 0.05)
-        status = int(self.answers.split()[0])
-        return Answered(status, (f'Bearer error="insufficient_scope", scope="{self.answers[4:]}"',))
-
-    def _ensure(self, wanted: Need) -> Event:
-        seed = SEED.child("run", self.count["runs"])
-        self.count["runs"] += 1
-        step = upkeep.begin(PLAN, wanted, seed)
-        while isinstance(step, Await):
-            step = upkeep.advance(step.state, self._answer(step.effect), now=self.now)
-        if isinstance(step, Failed):
-            return NotEnsured(step.error)
-        return self._take(step.value)
-
-    def _take(self, outcome: Outcome) -> Ensured:
-        """A token that no server has accepted yet is still what it was when it came."""
-        if outcome.token is not None and outcome.token != self.token:
-            self.token, self.how, self.accepted = outcome.token, outcome.how, outcome.how == "stored"
-        return Ensured(outcome.token, outcome.how if self.accepted else self.how)
-
-    def _answer(self, effect: Effect) -> Event:
-        match effect:
-            case Load():
-                return Loaded(self.stored)
-            case Acquire():
-                return Acquired(self.stored)
-            case Save(key, saving, expected):
-                assert key == KEY
-                assert expected == (self.stored.revision if self.stored else None)
-                self.stored = saving
-                return Saved()
-            case Release():
-                return Released()
-            case Sleep(seconds):
-                self.now = Now(self.now.wall + seconds, self.now.elapsed + seconds)
-                return Woke()
-            case Listen():
-                return Listening("http://127.0.0.1:1/callback")
-            case OpenBrowser():
-                self.count["logins"] += 1
-                return redirected(effect)
-            case Send(request):
-                return self._respond(request.url, request.body)
-            case _:
-                raise AssertionError(effect)
-
-    def _respond(self, url: str, body: bytes) -> Response:
-        if not url.endswith("/token"):
-            lines = dict(line[:2] for line in logging_in(1))
-            found = lines["GET " + url.removeprefix("https://")]
-            assert isinstance(found, Response)
-            return found
-        self.count["renewals"] += b"grant_type=refresh_token" in body
-        self.minted += 1
-        refresh_token = secret(self.minted, "rt") if self.refreshes else None
-        return tokens(self.minted, expires_in=self.life, refresh_token=refresh_token)
-
-    def wait(self, seconds: float) -> None:
-        self.now = Now(self.now.wall + seconds, self.now.elapsed + seconds)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from mcp_oauth.sansio import access
 from mcp_oauth.sansio.access import begin
 from mcp_oauth.sansio.errors import Reason, failure
-from mcp_oauth.sansio.grant import Grant, Token, token_of
+from mcp_oauth.sansio.grant import Token
 from mcp_oauth.sansio.steps import Answered, Await, Ensure, Ensured, Event, How, Misuse, NotEnsured, Proceed
-from mcp_oauth.sansio.values import Now
-from tests.sansio.scripts import Line, Process, each, grant, play, record, secret, token
+from tests.sansio.scripts import Line, each, play, secret, token
 from tests.sansio.walks import NOW, table
 from tests.sansio.worlds import Run
 
 FRESH = token(1, left=3000)
 EARLY = token(1, left=30)
 EXPIRED = token(1)
-STORED = grant(1, left=3000)
-OUTDATED = grant(1)
 OK = Answered(200)
 UNAUTHORIZED = Answered(401, ('Bearer error="invalid_token"',))
 
@@ -95,6 +90,7 @@ class TestBeforeTheRequest:
             "SPEC-without-a-token-first": (Ensured(None, "none"), "Proceed"),
             "DESIGN-4.2-the-store-fails": (failed(Reason.STORE_FAILED), "Failed store-failed"),
             "RULES-4.4-busy": (failed(Reason.RENEWAL_BUSY), "Failed renewal-busy"),
+            "DESIGN-4.4-no-answer-yet-to-be-the-callers": (failed(Reason.SCOPE_LIMIT), "Failed scope-limit"),
         },
     )
     def test_missing(self, event: Event, then: str) -> None:
@@ -116,7 +112,14 @@ class TestAnswers:
             "404": (Answered(404), "Finished, accepted at1"),
             "500": (Answered(500), "Finished, accepted at1"),
             "SPEC-403-without-a-challenge": (Answered(403), "Finished, accepted at1"),
-            "SPEC-403-of-another-kind": (Answered(403, ('Bearer error="invalid_token"',)), "Finished, accepted at1"),
+            "SPEC-403-of-another-kind": (
+                Answered(403, ('Bearer error="invalid_token", scope="b"',)),
+                "Finished, accepted at1",
+            ),
+            "SPEC-200-with-a-challenge": (
+                Answered(200, ('Bearer error="insufficient_scope", scope="b"',)),
+                "Finished, accepted at1",
+            ),
             "SPEC-403-names-no-scope": (
                 Answered(403, ('Bearer error="insufficient_scope"',)),
                 "Finished, accepted at1",
@@ -229,6 +232,22 @@ class TestUnauthorized:
                 ],
                 "Finished",
             ),
+            "FN-7-renewed-then-adopted": (
+                [
+                    ("Ensure refused, unlike at1", ensured(2, "renewed")),
+                    ("Proceed at2", UNAUTHORIZED),
+                    ("Ensure refused, unlike at2, never accepted, no renewal", ensured(3, "stored")),
+                    ("Proceed at3", UNAUTHORIZED),
+                ],
+                "Ensure refused, unlike at3, no renewal",
+            ),
+            "SPEC-401-asks-for-no-step-up": (
+                [
+                    ("Ensure refused, unlike at1", ensured(2, "login")),
+                    ("Proceed at2", Answered(401, ('Bearer error="insufficient_scope", scope="b"',))),
+                ],
+                "Finished",
+            ),
             "DESIGN-4.3-the-same-token-again": (
                 [("Ensure refused, unlike at1", ensured(1, "renewed"))],
                 "Finished",
@@ -302,6 +321,9 @@ class TestUnauthorized:
     def test_never_accepted(self, script: list[Line], at_hand: Token, need: str) -> None:
         request(script, need, at_hand, never_accepted=True)
 
+    def test_rules_3_4_accepted_once(self) -> None:
+        request([("Ensure expiring", ensured(1, "stored")), REFUSED], "Ensure refused, unlike at1", EARLY)
+
 
 class TestForbidden:
     """Spec, "Step-Up Authorization Flow"."""
@@ -348,6 +370,15 @@ class TestForbidden:
             "RULES-3.5-denied-now": ([("Ensure *", failed(Reason.ACCESS_DENIED))], "Failed access-denied"),
             "DESIGN-4.4-nothing-came": ([("Ensure *", Ensured(None, "none"))], "Finished, accepted at1"),
             "DESIGN-4.4-the-same-token": ([("Ensure *", ensured(1, "stored"))], "Finished, accepted at1"),
+            "DESIGN-4.4-refused-after-two-step-ups": (
+                [
+                    ("Ensure *", ensured(2, "login", "a", "b")),
+                    ("Proceed at2", forbidden("c")),
+                    ("Ensure *", ensured(3, "stored", "a", "c")),
+                    ("Proceed at3", UNAUTHORIZED),
+                ],
+                "Finished",
+            ),
             "DESIGN-4.4-refused-after-a-step-up": (
                 [("Ensure *", ensured(2, "login", "a", "b")), ("Proceed at2", UNAUTHORIZED)],
                 "Finished",
@@ -443,113 +474,6 @@ def test_fn_6_the_most_under_an_eternal_401() -> None:
         todo += [(access.advance(step.state, ensured(n, how), now=NOW), n + 1, sent) for how in may]
     assert most == 4
     assert allowed == {(True, True), (False, True)}
-
-
-# --- Over many requests, with the upkeep ------------------------------------------------------------------------------
-
-
-def test_a_server_that_is_content() -> None:
-    process = Process("200")
-    process.stored, process.minted = record(OUTDATED), 1
-    assert [process.request() for _ in range(3)] == ["Finished, accepted at2"] * 3
-    assert process.count == {"requests": 3, "renewals": 1, "runs": 1}
-
-
-def test_fn_6_an_eternal_401_ends() -> None:
-    """A request a second for 19 minutes: a renewal and a login in 10 minutes."""
-    process = Process("401", stored=record(STORED))
-    process.minted = 1
-    ends = Counter[str]()
-    while process.now.elapsed < NOW.elapsed + 1140:
-        ends[process.request()] += 1
-        process.wait(1)
-    assert (process.count["renewals"], process.count["logins"]) == (2, 2)
-    assert ends.keys() == {"Finished", "Failed login-held-back"}
-
-
-@each("stored", {"with-refresh-token": STORED, "without": replace(STORED, refresh_token=None)})
-def test_rules_3_4_an_eternal_401_for_fifty_callers(stored: Grant) -> None:
-    """All had the same token: what one brings, the others try, and that is all."""
-    process = Process("401", refreshes=stored.refresh_token is not None, stored=record(stored))
-    process.minted = 1
-    assert {process.request(token_of(stored)) for _ in range(50)} == {"Finished"}
-    assert process.count["logins"] == 1
-    assert process.count["renewals"] == int(process.refreshes)
-
-
-def test_spec_an_eternal_403_gives_one_step_up() -> None:
-    process = Process("403 b", stored=record(STORED))
-    process.minted = 1
-    assert process.request() == "Finished, accepted at2"
-    assert [process.request() for _ in range(9)] == ["Finished, accepted at2"] * 9
-    assert process.count["logins"] == 1
-    assert process.token is not None
-    assert process.token.requested == ("a", "b")
-
-
-def test_rules_3_5_a_step_up_after_the_first_login() -> None:
-    process = Process("403 b")
-    process.request()
-    process.answers = "401"
-    process.request()
-    process.answers = "403 b"
-    assert process.count["logins"] == 1
-    assert process.request() == "Finished, accepted at2"
-    assert process.count["logins"] == 2
-
-
-@table(
-    "life, refreshes, renewals",
-    {
-        "RULES-2.17-expires-in-0": (0, True, 30),
-        "RULES-2.17-expires-in-0-without-refresh-token": (0, False, 0),
-        "FN-11-5-s": (5, True, 12),
-        "FN-11-5-s-without-refresh-token": (5, False, 0),
-    },
-)
-def test_short_lives(life: float, refreshes: bool, renewals: int) -> None:
-    """Two requests a second for most of a minute: every one is served, and nobody is asked to log in again."""
-    process = Process("200", life=life, refreshes=refreshes, stored=record(grant(1)) if refreshes else None)
-    if not refreshes:
-        process.answers = "401"
-        process.request()
-        process.answers = "200"
-    process.count.clear()
-    for _ in range(100):
-        assert process.request().startswith("Finished, accepted at")
-        process.wait(0.45)
-    assert (process.count["renewals"], process.count["logins"]) == (renewals, 0)
-
-
-@each("jump", {"forwards-by-a-day": 86400.0, "backwards-by-a-day": -86400.0, "backwards-by-an-hour": -3600.0})
-def test_rules_4_14_a_clock_that_jumps(jump: float) -> None:
-    """At most one renewal for a jump, and never a browser; the server accepts by its own clock."""
-    process = Process("200", stored=record(OUTDATED))
-    process.minted = 1
-    for second in range(40):
-        if second in (10, 30):
-            process.now = Now(process.now.wall + jump, process.now.elapsed)
-        if second == 20:
-            process.answers = "401"
-            process.request()
-            process.answers = "200"
-        assert process.request().startswith("Finished, accepted at")
-        process.wait(1)
-    assert process.count["logins"] <= 1
-    assert process.count["renewals"] <= 4
-
-
-@each("jump", {"backwards-by-a-day": -86400.0, "forwards-by-a-day": 86400.0})
-def test_rules_4_12_a_clock_that_jumps_after_a_failed_renewal(jump: float) -> None:
-    """What was put off by the old clock is not put off for a day."""
-    noted = replace(OUTDATED, next_attempt_at=NOW.wall + 4, renewals=(NOW.wall - 1,) * 30)
-    process = Process("200", stored=record(noted))
-    process.minted = 1
-    process.now = Now(NOW.wall + jump, NOW.elapsed)
-    if jump < 0:
-        process.stored = record(replace(noted, expires_at=process.now.wall))
-    assert process.request() == "Finished, accepted at2"
-    assert process.now.elapsed - NOW.elapsed < 1
 
 
 @table(

@@ -62,6 +62,7 @@ class TestRenewal:
     def test_rules_4_10_saved_over_what_was_read(self) -> None:
         run = renewal([("Save r0: *as(at2 rt2)", Saved())], "Kept renewed at2")
         assert run.notices == ["renewed"]
+        assert saved(run)[0] == replace(record(RENEWED), revision=saved(run)[0].revision)
 
     def test_rules_4_17_not_durable_is_said(self) -> None:
         run = renewal([("Save r0: *as(at2 rt2)", Saved(durable=False))], "Kept renewed at2")
@@ -192,6 +193,12 @@ class TestLogin:
             script.append((f"Save {stored.revision if stored else None}: *as(at5 rt5)", Saved()))
         run = login(script, end or "Kept login at5")
         assert not again or saved(run)[-1].login is None
+
+    def test_rules_4_13_the_peers_record_is_the_new_base(self) -> None:
+        other = grant(7, issuer=ELSEWHERE)
+        peers = theirs(other, grant(2), login=CLAIM, denied_scopes=(("b",),))
+        run = login([("Save *", Conflict(peers)), ("Save r1: other(at7 rt7) *as(at5 rt5)", Saved())], "Kept login at5")
+        assert saved(run)[-1].denied_scopes == (("b",),)
 
     def test_rules_2_15_nothing_asked_for_is_enough_for_nothing_asked_for(self) -> None:
         mine, other = replace(NEW, requested=None), replace(grant(2, left=99), requested=None)

@@ -94,6 +94,7 @@ def run(wanted: Need, script: Sequence[Line], end: str, plan: Plan = PLAN, unsav
         "DESIGN-4.2-missing": (need("missing"), FRESH, "Done stored at1"),
         "DESIGN-4.2-expiring-a-peer-was-faster": (need("expiring"), FRESH, "Done stored at1"),
         "FN-7-refused-a-newer-one-is-stored": (need("refused", 0), FRESH, "Done stored at1"),
+        "FN-7-its-scopes-are-for-a-login": (need("refused", 0, scopes=("z",)), FRESH, "Done stored at1"),
         "FN-28-asked": (need("asked"), FRESH, "Done stored at1"),
         "RULES-3.5-scope-a-peer-stepped-up": (need("scope", 0, scopes=("a",)), FRESH, "Done stored at1"),
         "RULES-3.5-scope-more-than-enough": (

@@ -25,7 +25,7 @@ from mcp_oauth.io.drive import Advance, drive_async
 from mcp_oauth.io.flights import FLIGHTS, Flight, NeedsUser
 from mcp_oauth.io.ports import Answer, IssuerPolicy, Ports, Stopped, WallClock, now
 from mcp_oauth.io.user import Agent, User, as_user
-from mcp_oauth.sansio import access, logout, upkeep, uris
+from mcp_oauth.sansio import access, forgetting, logout, upkeep, uris
 from mcp_oauth.sansio.errors import Reason, failure
 from mcp_oauth.sansio.grant import GrantRecord, Token, grant_key
 from mcp_oauth.sansio.keeping import Outcome
@@ -187,6 +187,18 @@ class BaseOAuth(ABC):
         landed, _ = await FLIGHTS.wait_async(self._flight_key("logout"), self._logout)
         return _value(landed)
 
+    def forget_client(self) -> tuple[str, ...]:
+        """Forget this grant's dynamic registrations, so that the next login registers anew (FN 31); the tokens stay.
+
+        Returns the issuers where it was registered. Raises `TokenStorageError`.
+        """
+        return _value(FLIGHTS.wait(self._flight_key("forget"), self._forget_client)[0])
+
+    async def aforget_client(self) -> tuple[str, ...]:
+        """`forget_client` for a task of asyncio or trio."""
+        landed, _ = await FLIGHTS.wait_async(self._flight_key("forget"), self._forget_client)
+        return _value(landed)
+
     # --- What plugs call ------------------------------------------------------------------------------------------
 
     def begin(self, *, replayable: bool) -> access.Out:
@@ -226,6 +238,10 @@ class BaseOAuth(ABC):
     def _could_login(self, need: Need) -> bool:
         return self._plan.interactive and need.may_login and not _only_renewal(need)
 
+    def pin(self, outcome: Outcome) -> None:
+        """Remember the record that the store would not take, if there is one, and none otherwise (RULES 4.11)."""
+        _pin((self._store.identity, self._key), outcome.unsaved)
+
     def take(self, outcome: Outcome) -> Ensured:
         """Keep the token that a run of the upkeep brought."""
         token = outcome.token
@@ -236,18 +252,20 @@ class BaseOAuth(ABC):
     # --- On the flight's thread -----------------------------------------------------------------------------------
 
     def _upkeep(self, flight: Flight, need: Need) -> _Landed:
-        pin = (self._store.identity, self._key)
         plan = replace(self._plan, holder=_holder())
-        step = upkeep.begin(plan, need, Seed(os.urandom(32)), _unsaved.get(pin))
-        end = self._run(flight, step, upkeep.advance)
+        unsaved = _unsaved.get((self._store.identity, self._key))
+        end = self._run(flight, upkeep.begin(plan, need, Seed(os.urandom(32)), unsaved), upkeep.advance)
         if isinstance(end, Done):  # else it is still to be saved
-            _pin(pin, end.value.unsaved)
+            self.pin(end.value)
         return _Landed(end, self._could_login(need))
 
     def _logout(self, flight: Flight) -> Done[LoggedOut] | Failed:
-        _unsaved.pop((self._store.identity, self._key), None)
+        unsaved = _unsaved.pop((self._store.identity, self._key), None)
         self._token = None
-        return self._run(flight, logout.begin(self._plan, Seed(os.urandom(32))), logout.advance)
+        return self._run(flight, logout.begin(self._plan, Seed(os.urandom(32)), unsaved), logout.advance)
+
+    def _forget_client(self, flight: Flight) -> Done[tuple[str, ...]] | Failed:
+        return self._run(flight, forgetting.begin(self._plan, Seed(os.urandom(32))), forgetting.advance)
 
     def _run(self, flight: Flight, step: Step[S, R], advance: Advance[S, R]) -> Done[R] | Failed:
         end = self.run(flight, step, advance)
@@ -286,28 +304,31 @@ class _Trip:
         self._oauth = oauth
         self._need = need
         self._flights = 0
+        self._detour = False
         self.result: Ensured | NotEnsured | None = None
         self.key = oauth._flight_key("upkeep")
-        # A renewal never waits for somebody else's step-up in a browser (RULES 4.13).
-        self.patient = oauth._plan.interactive and not _only_renewal(need)
+        # What a renewal may mend never waits for somebody else's login in a browser (RULES 4.13).
+        self.patient = oauth._plan.interactive and not _renewal_may_do(need)
 
     def work(self, flight: Flight) -> _Landed:
         """What a flight of this request does."""
-        return self._oauth._upkeep(flight, self._need)
+        return self._oauth._upkeep(flight, replace(self._need, may_login=False) if self._detour else self._need)
 
     def landed(self, landed: _Landed, own: bool) -> None:
         """A flight is over; `own`: it did our work."""
         self._flights += 1
-        if own or self._suits(landed):
+        if self._detour and _brought_nothing(landed.step) and self._oauth._could_login(self._need):
+            self._detour, self.patient, self.key = False, True, self._oauth._flight_key("upkeep")
+        elif own or self._suits(landed):
             self.result = self._result(landed.step)
         elif self._flights == MOST_FLIGHTS:
             message = "other requests kept changing the grant"
             self.result = NotEnsured(failure(Reason.STORE_CONTENDED, message))
 
     def needs_user(self) -> None:
-        """The running flight asks a person, and this request does not wait for that."""
-        if _only_renewal(self._need):
-            self.key = self._oauth._flight_key("renewal")
+        """The running flight asks a person, and this request does not wait for that: not yet, or not at all."""
+        if _renewal_may_do(self._need) and not self._detour:
+            self._detour, self.key = True, self._oauth._flight_key("renewal")
             return
         message = f"{self._oauth.server_url} needs a login, and interactive=False"
         self.result = NotEnsured(failure(Reason.AUTHORIZATION_REQUIRED, message))
@@ -326,6 +347,14 @@ class _Trip:
 def _only_renewal(need: Need) -> bool:
     """Never a reason to ask a person."""
     return need.because in ("missing", "expiring")
+
+
+def _renewal_may_do(need: Need) -> bool:
+    return _only_renewal(need) or (need.because == "refused" and need.may_renew and need.unlike is not None)
+
+
+def _brought_nothing(step: Done[Outcome] | Failed) -> bool:
+    return isinstance(step, Done) and step.value.token is None
 
 
 def _serves(outcome: Outcome, token: Token, need: Need) -> bool:

@@ -25,7 +25,7 @@ from mcp_oauth.sansio.errors import Failure, Reason, failure
 from mcp_oauth.sansio.grant import Token
 from mcp_oauth.sansio.keeping import Outcome
 from mcp_oauth.sansio.sealing import KEY_BYTES, NONCE_BYTES, dump, seal, unseal
-from mcp_oauth.sansio.steps import Await, Failed, Need, OpenBrowser, Redirected, Step
+from mcp_oauth.sansio.steps import Await, Done, Failed, Need, OpenBrowser, Redirected, Step
 from mcp_oauth.sansio.values import Seed
 
 
@@ -88,7 +88,14 @@ class TwoLeg:
             raise from_failure(opened)
         pending = msgspec.json.decode(opened, type=Await[upkeep.State])
         step = upkeep.advance(pending.state, Redirected(redirected), now=now())
-        return lambda flight: self._oauth.run(flight, step, upkeep.advance, until=OpenBrowser)
+
+        def work(flight: Flight) -> Step[upkeep.State, Outcome]:
+            end = self._oauth.run(flight, step, upkeep.advance, until=OpenBrowser)
+            if isinstance(end, Done):
+                self._oauth.pin(end.value)
+            return end
+
+        return work
 
     def _finished(self, step: Step[upkeep.State, Outcome]) -> Token:
         if isinstance(step, (Await, Failed)) or step.value.token is None:

@@ -174,7 +174,7 @@ def _not_ensured(state: Ensuring, error: Failure, now: Now) -> Out:
 def _answered(budget: Budget, token: Token | None, event: Answered) -> Out:
     wanted = demand(event.challenges)
     may_repeat = event.ours and budget.repeats < MOST_REPEATS
-    if event.status == 401 and may_repeat and not (budget.renewed and budget.logged_in):
+    if event.status == 401 and may_repeat and not budget.logged_in:
         return _ensure(_refused(budget, token, wanted), budget, token, answered=True)
     if event.status == 403 and may_repeat and token is not None and _more(token, wanted):
         # The token was accepted; and a login of this request may have been for a challenge with fewer scopes.

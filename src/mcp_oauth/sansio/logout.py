@@ -128,9 +128,10 @@ State = Reading | Burying | Revoking | Counting | Leaving | Unregistering
 Out = Step[State, LoggedOut]
 
 
-def begin(plan: Plan, seed: Seed) -> Out:
-    """Log out of a server, as an account: all its grants."""
-    run = Run(grant_key(plan.server_url, plan.account), plan.server_url, plan.account, seed)
+def begin(plan: Plan, seed: Seed, unsaved: GrantRecord | None = None) -> Out:
+    """Log out of a server, as an account: all its grants, those too that the store would not take (RULES 4.11)."""
+    grants = unsaved.grants if unsaved is not None else ()
+    run = Run(grant_key(plan.server_url, plan.account), plan.server_url, plan.account, seed, grants=grants)
     return Await(Reading(run), Load(run.key))
 
 
@@ -140,7 +141,7 @@ def advance(state: State, event: Event, *, now: Now) -> Out:  # noqa: ARG001 - t
         case Reading(run), Loaded(record):
             return _bury(run, record)
         case Burying(run, grants), Saved():
-            return _next(replace(run, grants=grants[:MOST_GRANTS]))
+            return _next(replace(run, grants=_newest(run.grants, grants)))
         case Burying(run), Conflict(theirs):
             return _bury(run, theirs)
         case ((Reading() | Burying()), StoreFailed(reason)):
@@ -164,7 +165,7 @@ def advance(state: State, event: Event, *, now: Now) -> Out:  # noqa: ARG001 - t
 
 def _bury(run: Run, record: Record | None) -> Out:
     if not isinstance(record, GrantRecord) or (record.logged_out and not record.grants):
-        return Done(run.result)
+        return _next(replace(run, grants=_newest(run.grants, ())))
     if run.saves == MOST_SAVES:
         return Failed(failure(Reason.STORE_CONTENDED, "other processes kept changing the grant"))
     tombstone = GrantRecord(
@@ -176,6 +177,12 @@ def _bury(run: Run, record: Record | None) -> Out:
     )
     buried = Burying(replace(run, saves=run.saves + 1), record.grants)
     return Await(buried, Save(run.key, tombstone, record.revision))
+
+
+def _newest(unsaved: tuple[Grant, ...], stored: tuple[Grant, ...]) -> tuple[Grant, ...]:
+    """One for each lineage: what was renewed and not saved stands for what is stored."""
+    lineages = {grant.lineage for grant in unsaved}
+    return (unsaved + tuple(grant for grant in stored if grant.lineage not in lineages))[:MOST_GRANTS]
 
 
 def _next(run: Run) -> Out:
@@ -238,12 +245,12 @@ def _unregistered(run: Run, result: Failure | None) -> Out:
 
 
 TABLE: Table = {
-    Reading: ((Load,), {Loaded: (Burying, Done), StoreFailed: (Failed,)}),
+    Reading: ((Load,), {Loaded: (Burying, Revoking, Counting, Done), StoreFailed: (Failed,)}),
     Burying: (
         (Save,),
         {
             Saved: (Revoking, Counting, Done),
-            Conflict: (Burying, Done, Failed),
+            Conflict: (Burying, Revoking, Counting, Done, Failed),
             StoreFailed: (Failed,),
         },
     ),

@@ -139,8 +139,7 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
     """See the table below."""
     match state, event:
         case Reading(run), Loaded(record):
-            stored = grants(record)
-            return _restore(run, run.unsaved, stored, now) if run.unsaved else _decide(run, stored, now)
+            return _restore(run, run.unsaved, grants(record), now)
         case Reading(run), StoreFailed(reason):
             return _from_memory(run, reason, now)
         case Restoring(run, inner), _:
@@ -170,11 +169,11 @@ def _read_again(run: Run) -> Out:
     return _read(replace(run, rounds=run.rounds + 1))
 
 
-def _restore(run: Run, unsaved: GrantRecord, stored: GrantRecord | None, now: Now) -> Out:
+def _restore(run: Run, unsaved: GrantRecord | None, stored: GrantRecord | None, now: Now) -> Out:
     """First of all, save what is only in memory."""
     grant = current_grant(unsaved)
     run = replace(run, unsaved=None)
-    if grant is None:
+    if unsaved is None or grant is None:
         return _decide(run, stored, now)
     claim = unsaved.login.id if unsaved.login else None
     keep = Keep(run.key, "stored", grant, run.seed.child("restore", run.rounds), run.need.unlike, claim)
@@ -279,7 +278,7 @@ def _after_renewal(run: Run, outcome: Outcome) -> Out:
     if outcome.token is not None and _will_do(run.need, outcome.token):
         return Done(outcome)
     in_vain = outcome.token is not None or outcome.failure is not None
-    need = replace(run.need, may_renew=run.need.may_renew and not in_vain)
+    need = replace(run.need, may_renew=not in_vain)
     return _read_again(replace(run, need=need, unsaved=outcome.unsaved))
 
 
