@@ -15,6 +15,7 @@ from mcp_oauth.sansio import (
     client,
     discovery,
     fetching,
+    forgetting,
     issuer,
     keeping,
     login,
@@ -177,7 +178,13 @@ def _logout(world: World) -> Any:
     for name in ISSUERS:
         clients = replace(world.registrations(), users=world.pick((KEY,), (KEY, "x")))
         world.stored[registration_key(name, ORIGIN)] = world.pick(clients, None)
-    return logout.begin(world.plan(), SEED)
+    unsaved = world.pick(None, None, world.grants())
+    return logout.begin(world.plan(), SEED, unsaved)
+
+
+def _forgetting(world: World) -> Any:
+    world.stored[KEY] = world.pick(world.grants(), world.grants(), None)
+    return forgetting.begin(world.plan(), SEED)
 
 
 def _removable(world: World, grant: Grant) -> Grant:
@@ -202,6 +209,7 @@ BEGIN: dict[ModuleType, Callable[[World], Any]] = {
     upkeep: _upkeep,
     access: _access,
     logout: _logout,
+    forgetting: _forgetting,
 }
 """Each machine, and how it begins in a world."""
 

@@ -163,6 +163,21 @@ def test_rules_3_4_an_eternal_401_for_fifty_callers(stored: Grant) -> None:
     assert process.count["renewals"] == int(process.refreshes)
 
 
+@each("life", {"hour": 3600.0, "minute": 60.0, "RULES-2.17-0-s": 0.0})
+@each("processes", {"alone": 1, "with-a-peer": 2})
+def test_rules_3_4_an_eternal_401_asks_for_one_login_in_10_minutes(life: float, processes: int) -> None:
+    """However short the tokens live, and whoever shares the grant."""
+    peers = [Process("401", life=life) for _ in range(processes)]
+    first = peers[0]
+    while first.now.elapsed < NOW.elapsed + 1140:
+        for process in peers:
+            process.now, process.stored, process.minted = first.now, first.stored, first.minted
+            process.request()
+            first.now, first.stored, first.minted = process.now, process.stored, process.minted
+        first.wait(1)
+    assert sum(process.count["logins"] for process in peers) == 2
+
+
 def test_spec_an_eternal_403_gives_one_step_up() -> None:
     process = Process("403 b", stored=record(STORED))
     process.minted = 1

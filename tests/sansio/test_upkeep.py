@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mcp_oauth.sansio import upkeep
+from mcp_oauth.sansio import login, renewal, resource, upkeep
 from mcp_oauth.sansio.grant import (
     Grant,
     GrantRecord,
@@ -362,7 +362,9 @@ REFUSED = need("refused", 1, never_accepted=True)
 
 
 def obtained(generation: int, age: float, **more: Any) -> Grant:
-    return replace(FRESH, generation=generation, obtained_at=NOW.wall - age, **more)
+    """The login was long ago, unless this is its token."""
+    members = {"logged_in_at": NOW.wall - (86400 if generation else age), **more}
+    return replace(FRESH, generation=generation, obtained_at=NOW.wall - age, **members)
 
 
 @table(
@@ -395,6 +397,18 @@ def obtained(generation: int, age: float, **more: Any) -> Grant:
             obtained(0, 0),
             "Done none",
         ),
+        "RULES-3.4-renewed-after-a-login-that-did-not-help": (
+            REFUSED,
+            obtained(3, 0, logged_in_at=NOW.wall - 599),
+            "Failed login-held-back",
+        ),
+        "RULES-3.4-renewed-long-after-the-login": (REFUSED, obtained(3, 0, logged_in_at=NOW.wall - 600), LOGIN),
+        "RULES-3.4-renewed-after-a-login-and-accepted": (
+            need("refused", 1, may_renew=False),
+            obtained(3, 0, logged_in_at=NOW.wall - 5),
+            LOGIN,
+        ),
+        "RULES-3.4-login-of-another-time": (REFUSED, obtained(3, 0, logged_in_at=None), LOGIN),
         "RULES-3.4-forced-all-the-same": (need("forced"), obtained(0, 0), LOGIN),
     },
 )
@@ -505,8 +519,8 @@ def test_rules_4_7_an_expired_pin_is_not_renewed() -> None:
 
 
 def test_bound() -> None:
-    """The longest that can be told by its parts; the property tests look for longer ones."""
-    assert upkeep.MOST_EFFECTS >= upkeep.MOST_ROUNDS * (1 + 24 + 146) + 724
+    rounds = upkeep.MOST_ROUNDS * (1 + resource.MOST_EFFECTS + renewal.MOST_EFFECTS)
+    assert upkeep.MOST_EFFECTS == rounds + login.MOST_EFFECTS <= 4400
 
 
 def test_rules_4_2_no_revision_recurs_between_rounds() -> None:

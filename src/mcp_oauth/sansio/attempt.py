@@ -164,6 +164,7 @@ def granted(login: Login, chosen: Chosen, ready: Ready, result: Authorized) -> G
         answer.access_token,
         answer.obtained_at,
         login.seed.text("lineage"),
+        logged_in_at=answer.obtained_at,
         expires_at=answer.expires_at,
         refresh_token=answer.refresh_token,
         resource=resource_of(login.plan, chosen.found),

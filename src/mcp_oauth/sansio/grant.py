@@ -49,6 +49,8 @@ class Grant(Value, frozen=True):
     """Wall seconds at which the token request was sent."""
     lineage: str
     """New with each login."""
+    logged_in_at: float | None = None
+    """Wall seconds of the login (RULES 3.4); None: unknown."""
     generation: int = 0
     """Renewals since the login."""
     expires_at: float | None = None

@@ -394,7 +394,7 @@ def _note(state: Sending, then: After, now: Now, seconds: float, refusals: int =
     old = state.grant
     grant = replace(old, next_attempt_at=now.wall + seconds, refusals=old.refusals + refusals)
     record = _next_revision(state.task, with_grant(state.record, grant))
-    if isinstance(then, Failure) and _serves(state.task, grant, now):
+    if _serves(state.task, grant, now):
         then = Outcome("stored", token_of(grant))
     notice = Notice("renewal-postponed", f"the next renewal is tried in {seconds:.0f} s at the earliest")
     return Await(Noting(then), Save(state.task.key, record, state.record.revision), (notice,))

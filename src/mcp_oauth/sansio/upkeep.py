@@ -4,7 +4,7 @@
          -> renewal
          -> login
 
-It alone locks, saves and opens a browser. At most 4700 effects, normally 1 (a stored token) or 5 (a renewal).
+It alone locks, saves and opens a browser. At most 4400 effects, normally 1 (a stored token) or 5 (a renewal).
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _login_or_nothing(run: Run, record: GrantRecord | None, found: Found | None,
         return Done(Outcome("stored", token_of(grant)) if grant is not None else Outcome())
     if not need.may_login:
         return Done(Outcome())
-    if grant is not None and grant.generation == 0 and _fruitless(run, grant, now):
+    if grant is not None and _unaccepted(need, grant) and _within(FRUITLESS, grant.logged_in_at, now):
         message = f"{run.plan.server_url} refuses the token of the last login"
         return Failed(failure(Reason.LOGIN_HELD_BACK, message))
     seed = run.seed.child("login", run.rounds)
@@ -302,8 +302,16 @@ def _logged_in(run: Run, step: Step[login.State, Outcome]) -> Out:
 
 def _fruitless(run: Run, grant: Grant, now: Now) -> bool:
     """The token was obtained a moment ago, and refused without ever having been accepted."""
-    this_one = run.need.never_accepted and fingerprint(grant.access_token) == run.need.unlike
-    return this_one and 0 <= now.wall - grant.obtained_at < (UNACCEPTED if grant.generation else FRUITLESS)
+    seconds = UNACCEPTED if grant.generation else FRUITLESS
+    return _unaccepted(run.need, grant) and _within(seconds, grant.obtained_at, now)
+
+
+def _unaccepted(need: Need, grant: Grant) -> bool:
+    return need.never_accepted and fingerprint(grant.access_token) == need.unlike
+
+
+def _within(seconds: float, since: float | None, now: Now) -> bool:
+    return since is not None and 0 <= now.wall - since < seconds
 
 
 TABLE: Table = {
