@@ -948,6 +948,7 @@ def test_FN_47_errors_reach_the_caller_and_close_the_response(way: Way, world: W
 
 def test_FN_54_no_secret_is_logged_at_any_level(way: Way, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger=way.stack.__name__)  # an earlier test may have silenced it
     with world_on_loopback() as world:
         oauth = way.oauth(world.url, user=world.login)
         assert way.request("GET", world.url, options={"auth": oauth}).status_code == 200

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from typing import Any
@@ -653,3 +653,171 @@ assert module._unsaved == {} and world.reuses == 0
 
 def test_a_forked_child_owns_no_token_and_works() -> None:
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)
+
+
+# --- A refused token while another request's login waits in the browser (RULES 4.13) ----------------------------------
+
+
+def ask(oauth: Plain, need: Need, backend: str | None) -> Ensured | NotEnsured:
+    return oauth.ensure(need) if backend is None else anyio.run(oauth.ensure_async, need, backend=backend)
+
+
+@pytest.mark.parametrize("backend", [None, "asyncio", "trio"])
+class TestRefusedDuringALogin:
+    @pytest.fixture
+    def store(self, world: World) -> MemoryStore:
+        store = MemoryStore()
+        put_grant(store, world, expires_in=3600.0)
+        return store
+
+    @pytest.fixture
+    def person(self, world: World) -> Slow:
+        return Slow(world)
+
+    @pytest.fixture
+    def login(self, world: World, store: MemoryStore, person: Slow) -> Iterator[Future[Ensured | NotEnsured]]:
+        """A step-up that waits in the browser, for as long as the person does."""
+        oauth = Plain(world, store=store, user=person)
+        with ThreadPoolExecutor() as threads:
+            waiting = threads.submit(oauth.ensure, Need("scope", scopes=("more",)))
+            assert person.shown.wait(PATIENCE)
+            try:
+                yield waiting
+            finally:
+                person.may_answer.set()
+
+    @pytest.fixture
+    def refused(self, world: World, store: MemoryStore) -> Need:
+        """The server refuses the stored token."""
+        token = Plain(world, store=store).ensure(Need("missing"))
+        assert isinstance(token, Ensured)
+        assert token.token is not None
+        world.valid.clear()
+        return Need("refused", unlike=token.token.fingerprint)
+
+    @pytest.mark.parametrize("interactive", [True, False], ids=["RULES-4.13-attended", "RULES-4.13-unattended"])
+    def test_it_is_renewed_at_once(
+        self,
+        world: World,
+        store: MemoryStore,
+        person: Slow,
+        refused: Need,
+        login: Future[Ensured | NotEnsured],
+        interactive: bool,
+        backend: str | None,
+    ) -> None:
+        renewed = ask(Plain(world, store=store, user=Nobody(), interactive=interactive), refused, backend)
+        assert not login.done()
+        assert isinstance(renewed, Ensured)
+        assert renewed.token is not None
+        assert (renewed.how, renewed.token.access_token in world.valid) == ("renewed", True)
+        person.may_answer.set()
+        stepped_up = login.result(PATIENCE)
+        assert isinstance(stepped_up, Ensured)
+        assert stepped_up.token is not None
+        assert (stepped_up.how, stepped_up.token.requested) == ("login", ("more",))
+        assert (world.refreshes, world.reuses, world.logins) == (1, 0, 1)
+        assert stored_refresh_token(store, world) == world.refresh_token
+
+    def test_RULES_4_13_where_that_brings_nothing_the_login_is_waited_for(
+        self,
+        world: World,
+        store: MemoryStore,
+        person: Slow,
+        refused: Need,
+        login: Future[Ensured | NotEnsured],
+        backend: str | None,
+    ) -> None:
+        world.refresh_token = "CANARY-revoked"
+        oauth = Plain(world, store=store, user=Nobody())
+        asked: list[str] = []
+
+        def answer(stage: str) -> None:
+            """The person answers no sooner than the refresh token is presented."""
+            asked.append(stage)
+            if stage == "token":
+                person.may_answer.set()
+
+        world.before = answer
+        ensured, stepped_up = ask(oauth, refused, backend), login.result(PATIENCE)
+        assert sorted(asked[-3:]) == ["login", "token", "token"]
+        assert isinstance(ensured, Ensured)
+        assert isinstance(stepped_up, Ensured)
+        assert (ensured.token, stepped_up.how) == (oauth.token, "login")
+        assert ensured.token == stepped_up.token
+        assert (world.refreshes, world.reuses, world.logins) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("backend", [None, "asyncio", "trio"])
+@pytest.mark.parametrize("interactive", [True, False], ids=["RULES-4.13-attended", "RULES-4.13-unattended"])
+def test_during_the_first_login_a_request_goes_out_without_a_token(
+    world: World, interactive: bool, backend: str | None
+) -> None:
+    store, person = MemoryStore(), Slow(world)
+    with ThreadPoolExecutor() as threads:
+        login = threads.submit(Plain(world, store=store, user=person).authorize)
+        assert person.shown.wait(PATIENCE)
+        oauth = Plain(world, store=store, user=Nobody(), interactive=interactive)
+        assert ask(oauth, Need("missing"), backend) == Ensured(None, "none")
+        assert not login.done()
+        person.may_answer.set()
+        assert login.result(PATIENCE).access_token in world.valid
+
+
+# --- Forgetting a client, and what is only in memory ------------------------------------------------------------------
+
+
+class TestEnds:
+    @pytest.mark.parametrize("backend", [None, "asyncio", "trio"])
+    def test_FN_31_forget_client_keeps_the_tokens_and_the_next_login_registers_anew(
+        self, world: World, backend: str | None
+    ) -> None:
+        oauth = Plain(world)
+        token = oauth.authorize()
+        oauth.authorize(force=True)
+        assert len(world.at("/register")) == 1
+        token = oauth.authorize()
+        forgotten = oauth.forget_client() if backend is None else anyio.run(oauth.aforget_client, backend=backend)
+        assert forgotten == (world.origin,)
+        assert oauth.authorize() == token == oauth.token
+        assert len(world.at("/register")) == 1
+        oauth.authorize(force=True)
+        assert len(world.at("/register")) == 2
+        oauth.authorize(force=True)
+        assert len(world.at("/register")) == 2
+
+    def test_FN_31_without_a_registration_there_is_none_to_forget(self, world: World) -> None:
+        assert Plain(world).forget_client() == ()
+        oauth = Plain(world, client=PreRegistered("client", redirect_uri="http://127.0.0.1/callback"))
+        oauth.authorize()
+        assert anyio.run(oauth.aforget_client) == ()
+
+    def test_FN_31_forget_client_tells_that_the_store_failed(self, world: World) -> None:
+        store = Failing()
+        put_grant(store, world)
+        store.failing = {"save"}
+        oauth = Plain(world, store=store)
+        with pytest.raises(TokenStorageError):
+            oauth.forget_client()
+        with pytest.raises(TokenStorageError):
+            anyio.run(oauth.aforget_client)
+
+    @pytest.mark.parametrize("backend", [None, "asyncio", "trio"])
+    def test_FN_52_a_logout_revokes_what_the_store_would_not_take(self, world: World, backend: str | None) -> None:
+        store = Failing()
+        put_grant(store, world)
+        oauth = Plain(world, store=store)
+
+        def break_down(stage: str) -> None:
+            store.failing = {"save"}
+
+        world.before = break_down
+        token = oauth.authorize()
+        assert stored_refresh_token(store, world) != world.refresh_token
+        world.before, store.failing = lambda stage: None, set()
+        told = oauth.logout() if backend is None else anyio.run(oauth.alogout, backend=backend)
+        assert [one.failure for one in told.revoked] == [None, None]
+        revoked = [parse_qs(seen.body.decode())["token"] for seen in world.at("/revoke")]
+        assert revoked == [[world.refresh_token], [token.access_token]]
+        assert stored_refresh_token(store, world) is None
+        assert module._unsaved == {}

@@ -45,7 +45,7 @@ from tests.sansio.worlds import Run
 CLAIM = SEED.text("claim")
 STATE = SEED.child("authorization", 0).text("state")
 CALLBACK = "http://127.0.0.1:5000/callback"
-PLAN = Plan(SERVER, preregistered=PreRegistered("pre", f"{CANARY}-secret"), holder="pid 1 on host")
+PLAN = Plan(SERVER, preregistered=PreRegistered("client", f"{CANARY}-secret"), holder="pid 1 on host")
 ASKED = Need("asked")
 STEP_UP = Need("scope", scopes=("b",))
 FULL = StoreFailed("disk full")
@@ -127,7 +127,7 @@ class TestWholeWay:
         assert (kept.requested, kept.granted) == (("a",), ("a",))
         assert kept.extra_token_params == (("audience", "x"),)
         assert kept.registration == Registration(
-            ISSUER, "pre", "preregistered", "client_secret_basic", CALLBACK, client_secret=f"{CANARY}-secret"
+            ISSUER, "client", "preregistered", "client_secret_basic", CALLBACK, client_secret=f"{CANARY}-secret"
         )
 
     def test_rules_4_13_the_claim_is_dated_when_it_is_made(self) -> None:
@@ -307,16 +307,16 @@ class TestIssuer:
         assert played.notices == []
 
     def test_rules_2_9_a_client_goes_to_no_other_issuer_than_its_first(self) -> None:
-        used = Registration(ELSEWHERE, "pre", "preregistered", "client_secret_basic")
+        used = Registration(ELSEWHERE, "client", "preregistered", "client_secret_basic")
         stored = record(replace(grant(1, issuer=ELSEWHERE), registration=used))
         run([CLAIMED, *DISCOVERED, WITHDRAWN], "Failed client-of-another-issuer", stored=stored)
 
     @each(
         "used",
         {
-            "RULES-2.9-here": Registration(ISSUER, "pre", "preregistered", "client_secret_basic"),
+            "RULES-2.9-here": Registration(ISSUER, "client", "preregistered", "client_secret_basic"),
             "RULES-2.9-another-client": Registration(ELSEWHERE, "other", "preregistered", "client_secret_basic"),
-            "RULES-2.9-a-dynamic-one": Registration(ELSEWHERE, "pre", "dcr", "none"),
+            "RULES-2.9-a-dynamic-one": Registration(ELSEWHERE, "client", "dcr", "none"),
         },
     )
     def test_grants_that_bind_to_nobody_else(self, used: Registration) -> None:
@@ -324,9 +324,9 @@ class TestIssuer:
         run([CLAIMED, *DISCOVERED], "Listen", stored=stored)
 
     def test_rules_2_9_a_configured_issuer_decides_by_itself(self) -> None:
-        used = Registration(ELSEWHERE, "pre", "preregistered", "client_secret_basic")
+        used = Registration(ELSEWHERE, "client", "preregistered", "client_secret_basic")
         stored = record(replace(grant(1, issuer=ELSEWHERE), registration=used))
-        plan = replace(PLAN, preregistered=PreRegistered("pre", f"{CANARY}-secret", ISSUER))
+        plan = replace(PLAN, preregistered=PreRegistered("client", f"{CANARY}-secret", ISSUER))
         run([CLAIMED, *DISCOVERED], "Listen", plan=plan, stored=stored)
 
     @table(

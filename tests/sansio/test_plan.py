@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from mcp_oauth.sansio import plan
 from mcp_oauth.sansio.errors import Reason
+from mcp_oauth.sansio.grant import Grant, Registration, Scopes
 from mcp_oauth.sansio.plan import PROTECTED_PARAMS, ClientMetadataDocument, Dynamic, Plan, PreRegistered
 
 PLAN = Plan("https://h.example/mcp")
@@ -193,3 +194,46 @@ def test_redirect_refusal(uri: str, alone: bool, opted_in: bool) -> None:
 def test_document_url_refusal(url: str, why: str | None) -> None:
     refusal = plan.document_url_refusal(url)
     assert (refusal is None) if why is None else (refusal is not None and why in refusal)
+
+
+DCR = Registration("https://as.example", "id", "dcr", "none")
+CIMD = Registration("https://as.example", "https://c.example/c", "cimd", "none")
+HERE = "https://h.example/mcp"
+DOCUMENT = ClientMetadataDocument("https://c.example/c")
+
+
+@pytest.mark.parametrize(
+    ("options", "client", "resource", "requested", "agrees"),
+    [
+        pytest.param({}, DCR, HERE, ("a",), True, id="RULES-4.3-dynamic"),
+        pytest.param({"dynamic": None}, DCR, HERE, (), False, id="RULES-4.3-never-registers"),
+        pytest.param({}, replace(DCR, kind="preregistered"), HERE, (), False, id="RULES-4.3-not-configured-any-more"),
+        pytest.param({"preregistered": PreRegistered("id")}, DCR, HERE, (), True, id="RULES-4.3-same-client-id"),
+        pytest.param({"preregistered": PreRegistered("x")}, DCR, HERE, (), False, id="RULES-4.3-other-client-id"),
+        pytest.param({"metadata_document": DOCUMENT}, CIMD, HERE, (), True, id="RULES-4.3-cimd"),
+        pytest.param({"metadata_document": DOCUMENT}, DCR, HERE, (), True, id="RULES-4.3-cimd-and-its-fallback"),
+        pytest.param({}, CIMD, HERE, (), False, id="RULES-4.3-no-document"),
+        pytest.param(
+            {"metadata_document": replace(DOCUMENT, url="https://c.example/d")},
+            CIMD,
+            HERE,
+            (),
+            False,
+            id="RULES-4.3-other-document",
+        ),
+        pytest.param({}, DCR, None, (), False, id="RULES-4.3-resource-always-and-not-sent"),
+        pytest.param({"resource": "never"}, DCR, None, (), True, id="RULES-4.3-resource-never"),
+        pytest.param({"resource": "never"}, DCR, HERE, (), False, id="RULES-4.3-resource-never-and-sent"),
+        pytest.param({"resource": "urn:x"}, DCR, "urn:x", (), True, id="RULES-4.3-resource-override"),
+        pytest.param({"resource": "urn:x"}, DCR, HERE, (), False, id="RULES-4.3-resource-override-other"),
+        pytest.param({"scopes": ("a",)}, DCR, HERE, ("b", "a"), True, id="RULES-4.3-scopes-asked-for"),
+        pytest.param({"scopes": ("a", "c")}, DCR, HERE, ("a",), False, id="FN-44-scopes-not-asked-for"),
+        pytest.param({"scopes": ("a",)}, DCR, HERE, None, False, id="FN-44-nothing-asked-for"),
+        pytest.param({"scopes": ()}, DCR, HERE, None, True, id="FN-44-no-scopes-wanted"),
+    ],
+)
+def test_agrees(
+    options: dict[str, Any], client: Registration, resource: str | None, requested: Scopes | None, agrees: bool
+) -> None:
+    grant = Grant("https://as.example", client, "t", "at", 0.0, "l", resource=resource, requested=requested)
+    assert plan.agrees(replace(PLAN, **options), grant) is agrees

@@ -153,7 +153,11 @@ NEWER = record(grant(2, left=3600), revision="r1")
     "stored, refused, end",
     {
         "RULES-4.6-reads-again-under-the-lock": (NEWER, None, "Done stored at2"),
-        "RULES-4.6-a-peers-login": (record(grant(5, left=99, life=99, lineage="x")), None, "Done stored at5"),
+        "RULES-4.3-a-peers-login-is-judged-by-upkeep": (
+            record(grant(5, left=99, life=99, lineage="x")),
+            None,
+            "Done none",
+        ),
         "RULES-4.6-not-the-token-that-will-not-do": (NEWER, unlike(2), "Done none"),
         "RULES-4.6-another-refresh-token": (record(grant(2)), None, "Done none"),
         "RULES-4.6-tombstone-of-a-logout": (record(OLD, logged_out=True), None, "Done none"),

@@ -544,3 +544,20 @@ def test_misuse(event: Event) -> None:
     assert isinstance(step, Await)
     with pytest.raises(Misuse, match="Reading"):
         upkeep.advance(step.state, event, now=NOW)
+
+
+# --- Programs with other plans share the store (RULES 4.3) ------------------------------------------------------------
+
+
+@each(
+    "script",
+    {
+        "RULES-4.3-missing-it-is-as-if-there-were-none": (need("missing"), "Done none"),
+        "RULES-4.3-expiring-neither": (need("expiring"), "Done none"),
+        "RULES-4.3-asked-a-login": (need("asked"), LOGIN),
+        "RULES-4.3-refused-a-login": (need("refused", 9), LOGIN),
+    },
+)
+def test_a_grant_that_another_plan_got(script: tuple[Need, str]) -> None:
+    other = replace(PLAN, preregistered=PreRegistered("another-client"))
+    run(script[0], [("Load", Loaded(record(FRESH)))], script[1], plan=other)

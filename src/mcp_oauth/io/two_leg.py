@@ -22,7 +22,7 @@ from mcp_oauth.io.oauth import BaseOAuth
 from mcp_oauth.io.ports import now
 from mcp_oauth.sansio import upkeep
 from mcp_oauth.sansio.errors import Failure, Reason, failure
-from mcp_oauth.sansio.grant import Token
+from mcp_oauth.sansio.grant import Token, grant_key
 from mcp_oauth.sansio.keeping import Outcome
 from mcp_oauth.sansio.sealing import KEY_BYTES, NONCE_BYTES, dump, seal, unseal
 from mcp_oauth.sansio.steps import Await, Done, Failed, Need, OpenBrowser, Redirected, Step
@@ -54,6 +54,7 @@ class TwoLeg:
             raise from_failure(failure(Reason.CONFIGURATION, "every client needs a redirect_uri for a two-leg login"))
         self._oauth = oauth
         self._key = key
+        self._grant = grant_key(plan.server_url, plan.account)
 
     def begin(self, binding: str) -> Leg:
         """The first leg. `binding` is a secret of the browser's session: a random cookie. Raises `OAuthError`."""
@@ -78,12 +79,12 @@ class TwoLeg:
 
     def _begun(self, step: Step[upkeep.State, Outcome], binding: str) -> Leg:
         if isinstance(step, Await) and isinstance(step.effect, OpenBrowser):
-            nonce = os.urandom(NONCE_BYTES)
-            return Leg(step.effect.url, seal(dump(step), key=self._key, binding=binding, nonce=nonce, now=now()))
-        raise from_failure(_failure(step))
+            nonce, bound = os.urandom(NONCE_BYTES), self._bound(binding)
+            return Leg(step.effect.url, seal(dump(step), key=self._key, binding=bound, nonce=nonce, now=now()))
+        raise from_failure(_failure(step, Reason.LOGIN_ELSEWHERE, "another login has just been finished"))
 
     def _second(self, sealed: bytes, redirected: str, binding: str) -> Callable[[Flight], Step[upkeep.State, Outcome]]:
-        opened = unseal(sealed, key=self._key, binding=binding, now=now())
+        opened = unseal(sealed, key=self._key, binding=self._bound(binding), now=now())
         if isinstance(opened, Failure):
             raise from_failure(opened)
         pending = msgspec.json.decode(opened, type=Await[upkeep.State])
@@ -97,15 +98,17 @@ class TwoLeg:
 
         return work
 
+    def _bound(self, binding: str) -> str:
+        """Bound to the server and the account too: the token of one must not reach another (RULES 1.1)."""
+        return f"{self._grant} {binding}"
+
     def _finished(self, step: Step[upkeep.State, Outcome]) -> Token:
         if isinstance(step, (Await, Failed)) or step.value.token is None:
-            raise from_failure(_failure(step))
+            # Waiting for a redirect again means that this one was another login's.
+            raise from_failure(_failure(step, Reason.CALLBACK_STATE, "the redirect is of another login"))
         self._oauth.take(step.value)
         return step.value.token
 
 
-def _failure(step: Step[upkeep.State, Outcome]) -> Failure:
-    """Waiting for a redirect again means that this one was another login's."""
-    return (
-        step.error if isinstance(step, Failed) else failure(Reason.CALLBACK_STATE, "the redirect is of another login")
-    )
+def _failure(step: Step[upkeep.State, Outcome], otherwise: Reason, message: str) -> Failure:
+    return step.error if isinstance(step, Failed) else failure(otherwise, message)

@@ -20,7 +20,7 @@ from mcp_oauth.sansio.grant import (
     fresh,
     token_of,
 )
-from mcp_oauth.sansio.plan import Plan
+from mcp_oauth.sansio.plan import Plan, agrees
 from mcp_oauth.sansio.steps import Need
 from mcp_oauth.sansio.values import Now, Seed, Value
 
@@ -85,10 +85,10 @@ def held_back(plan: Plan, need: Need, record: GrantRecord | None, now: Now) -> F
 def adoptable(login: Login, now: Now) -> Token | None:
     """A token that came while we waited and will do."""
     grant = current_grant(login.record)
-    token = token_of(grant) if grant else None
-    if token is None or token.fingerprint == login.need.unlike or not fresh(token, now, login.plan.jitter):
+    if grant is None or not agrees(login.plan, grant) or grant.lineage == login.unlike:
         return None
-    if grant is not None and grant.lineage == login.unlike:
+    token = token_of(grant)
+    if token.fingerprint == login.need.unlike or not fresh(token, now, login.plan.jitter):
         return None
     enough = login.need.because != "scope" or set(login.need.scopes or ()) <= set(token.requested or ())
     return token if enough else None

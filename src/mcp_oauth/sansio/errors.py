@@ -217,7 +217,6 @@ class Reason(str, Enum):
     )
 
     STORE_FAILED = ("store-failed", "storage", "store", "see the message; nothing was overwritten")
-    RECORD_UNREADABLE = ("record-unreadable", "storage", "store", "it was written by a newer version: upgrade")
     STORE_CONTENDED = ("store-contended", "storage", "store", "other processes kept changing this grant: try again")
 
 

@@ -79,12 +79,12 @@ def advance(state: State, event: Event, *, now: Now) -> Out:  # noqa: ARG001 - t
 
 def _save(key: str, seed: Seed, stored: Record | None, saves: int) -> Out:
     record = grants(stored)
-    if record is None or all(grant.registration.kind != "dcr" for grant in record.grants):
+    issuers = tuple(grant.issuer for grant in record.grants if grant.registration.kind == "dcr") if record else ()
+    if record is None or not issuers:
         return Done(())
     if saves == MOST_SAVES:
         return Failed(failure(Reason.STORE_CONTENDED, "other processes kept changing the grant"))
-    kept = tuple(replace(grant, client_refused=grant.registration.kind == "dcr") for grant in record.grants)
-    issuers = tuple(grant.issuer for grant in kept if grant.client_refused)
+    kept = tuple(replace(grant, client_refused=True) if grant.issuer in issuers else grant for grant in record.grants)
     saved = replace(record, grants=kept, revision=seed.text("forget", saves))
     return Await(Saving(key, seed, issuers, saves + 1), Save(key, saved, record.revision))
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mcp_oauth.sansio import uris
 from mcp_oauth.sansio.errors import Failure, Reason, failure
-from mcp_oauth.sansio.grant import Scopes
+from mcp_oauth.sansio.grant import Grant, Registration, Scopes
 from mcp_oauth.sansio.values import Secret, Value
 
 Params = tuple[tuple[str, str], ...]
@@ -173,6 +173,28 @@ def _check_scopes(option: str, scopes: Scopes | None) -> Failure | None:
     """RFC 6749 section 3.3: printable ASCII without space, quote and backslash."""
     bad = [s for s in scopes or () if not s or any(not "!" <= c <= "~" or c in '"\\' for c in s)]
     return failure(Reason.CONFIGURATION, f"{option}: {bad[0]!r} is not a scope") if bad else None
+
+
+def agrees(plan: Plan, grant: Grant) -> bool:
+    """The grant is one that this plan could have got (RULES 4.3): of its client, its resource, its scopes.
+
+    Programs with other plans may share a store. To them it is as if there were no grant.
+    """
+    return (
+        _same_client(plan, grant.registration)
+        and {"always": grant.resource is not None, "never": grant.resource is None}.get(
+            plan.resource, grant.resource == plan.resource
+        )
+        and set(plan.scopes or ()) <= set(grant.requested or ())
+    )
+
+
+def _same_client(plan: Plan, client: Registration) -> bool:
+    if plan.preregistered is not None:
+        return client.client_id == plan.preregistered.client_id
+    if client.kind == "cimd":
+        return plan.metadata_document is not None and client.client_id == plan.metadata_document.url
+    return client.kind == "dcr" and plan.dynamic is not None
 
 
 def redirect_refusal(uri: str, allow_any: bool = False) -> str | None:

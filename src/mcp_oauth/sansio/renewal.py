@@ -81,6 +81,7 @@ class Task(Value, frozen=True):
     key: str
     seed: Seed
     jitter: float
+    lineage: str
     presented: str
     """Fingerprint of the refresh token that was judged to be renewed."""
     unlike: str | None
@@ -200,7 +201,7 @@ Out = Step[State, Outcome]
 
 def begin(key: str, grant: Grant, *, unlike: str | None, seed: Seed, jitter: float) -> Out:
     """Renew `grant`, which is `renewable` and stands in the record at `key`."""
-    task = Task(key, seed, jitter, fingerprint(grant.refresh_token or ""), unlike)
+    task = Task(key, seed, jitter, grant.lineage, fingerprint(grant.refresh_token or ""), unlike)
     return _lock(task)
 
 
@@ -256,11 +257,12 @@ def _busy(task: Task, holder: str) -> Out:
 
 
 def _adoptable(task: Task, record: GrantRecord | None, now: Now) -> Token | None:
-    """A peer's token that will do (RULES 4.6)."""
+    """A peer's token that will do (RULES 4.6). One of another login is for upkeep to judge (RULES 4.3)."""
     grant = current_grant(record)
-    token = token_of(grant) if grant else None
-    will_do = token is not None and token.fingerprint != task.unlike and fresh(token, now, task.jitter)
-    return token if will_do else None
+    if grant is None or grant.lineage != task.lineage or not fresh(grant, now, task.jitter):
+        return None
+    token = token_of(grant)
+    return token if token.fingerprint != task.unlike else None
 
 
 def _acquired(task: Task, record: GrantRecord | None, valid_until: float | None, now: Now) -> Out:

@@ -45,7 +45,6 @@ NoticeName = Literal[
     "scopes-reduced",
     "login-elsewhere",
     "lock-busy",
-    "login-replaced",
     "logged-in",
     "renewed",
     "renewal-postponed",

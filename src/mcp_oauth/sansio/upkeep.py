@@ -25,7 +25,7 @@ from mcp_oauth.sansio.grant import (
     token_of,
 )
 from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
-from mcp_oauth.sansio.plan import Plan
+from mcp_oauth.sansio.plan import Plan, agrees
 from mcp_oauth.sansio.resource import Found
 from mcp_oauth.sansio.revocation import Revoked
 from mcp_oauth.sansio.steps import (
@@ -208,7 +208,7 @@ def _from_memory(run: Run, reason: str, now: Now) -> Out:
 
 def _decide(run: Run, record: GrantRecord | None, now: Now) -> Out:
     """A stored token, a renewal, a login: in this order."""
-    grant = current_grant(record)
+    grant = _ours(run, record)
     if grant is not None and _serves(run, grant, now):
         return Done(Outcome("stored", token_of(grant)))
     if record is None or grant is None or not _may_renew(run, grant, now):
@@ -216,6 +216,12 @@ def _decide(run: Run, record: GrantRecord | None, now: Now) -> Out:
     if run.need.because == "refused":
         return _checked(run, record, resource.begin(run.plan, run.need.resource_metadata), now)
     return _renew(run, grant)
+
+
+def _ours(run: Run, record: GrantRecord | None) -> Grant | None:
+    """The grant in use, if it is one that this program could have got."""
+    grant = current_grant(record)
+    return grant if grant is not None and agrees(run.plan, grant) else None
 
 
 def _serves(run: Run, grant: Grant, now: Now) -> bool:
@@ -283,7 +289,7 @@ def _after_renewal(run: Run, outcome: Outcome) -> Out:
 
 
 def _login_or_nothing(run: Run, record: GrantRecord | None, found: Found | None, now: Now) -> Out:
-    need, grant = run.need, current_grant(record)
+    need, grant = run.need, _ours(run, record)
     if need.because in ("missing", "expiring"):
         # Even an expired token: its server may see that otherwise, by another clock, and tells if not.
         return Done(Outcome("stored", token_of(grant)) if grant is not None else Outcome())
