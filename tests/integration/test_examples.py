@@ -13,6 +13,7 @@ import pytest
 
 from examples import by_hand
 from mcp_oauth.sansio.grant import Token
+from mcp_oauth.sansio.steps import Done
 from tests.servers import consent
 from tests.servers.oidc_provider import OidcProvider
 from tests.servers.sdk_server import SdkServer
@@ -34,8 +35,9 @@ def test_the_core_driven_by_hand_logs_in(
 
     server: OidcProvider | SdkServer = request.getfixturevalue(which)
     monkeypatch.setattr("builtins.input", paste)
-    token = by_hand.login(server.mcp)
-    assert isinstance(token, Token)
+    done = by_hand.login(server.mcp)
+    assert isinstance(done, Done)
+    token: Token = done.value.token
     assert token.issuer.rstrip("/") == server.issuer.rstrip("/")
 
 

@@ -609,7 +609,7 @@ def test_fn_40_nothing_of_a_request_is_shown_or_logged(
     login = start()
     with caplog.at_level(logging.DEBUG):
         for logger in ("httpx", "httpcore"):  # the test's own browser
-            logging.getLogger(logger).setLevel(logging.CRITICAL)
+            caplog.set_level(logging.CRITICAL, logger=logger)
         answers = list(every_answer(login))
         login.serving.result(SECOND)
     shown = "".join(answer.text for answer in answers)

@@ -390,16 +390,32 @@ def test_the_impatient_are_released_when_a_person_is_needed(flights: Watched, wa
 
 
 @KINDS
+def test_whose_work_it_is_waits_for_the_person(flights: Watched, waiter: Waiter) -> None:
+    """Impatience is with the work of others: one's own decides by itself whether to ask anybody."""
+    login = Login()
+    own = flights.call(waiter, "key", login, patient=False)
+    login.renewal_failed.set()
+    assert login.asked.wait(PATIENCE)
+    login.answer.set()
+    login.may_end.set()
+    assert own.result(PATIENCE) == ("token", True)
+
+
+@KINDS
 def test_who_joins_a_flight_given_up_gets_a_run_of_his_own(flights: Watched, waiter: Waiter) -> None:
-    landing = threading.Event()
+    left, asked, landing = threading.Event(), threading.Event(), threading.Event()
     told_to_stop: list[bool] = []
 
     def given_up(flight: Flight) -> None:
+        assert left.wait(PATIENCE)
         told_to_stop.append(flight.ask_user())
+        asked.set()
         assert landing.wait(PATIENCE)
 
-    with pytest.raises(NeedsUser):
-        flights.call(in_thread, "key", given_up, patient=False).result(PATIENCE)
+    with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+        asyncio.run(asyncio.wait_for(flights.wait_async("key", given_up), 0.01))
+    left.set()
+    assert asked.wait(PATIENCE)
     joined = flights.call(waiter, "key", renew)
     landing.set()
     assert joined.result(PATIENCE) == ("token", True)

@@ -300,7 +300,8 @@ def test_RULES_4_13_a_login_under_way_stalls_no_renewal_and_nobody_who_cannot_wa
     assert isinstance(refused, NotEnsured)
     assert refused.failure.reason is Reason.AUTHORIZATION_REQUIRED
     assert [each.how for each in renewed if isinstance(each, Ensured)] == ["renewed", "stored"]
-    assert arenewed == renewed[1]
+    assert isinstance(arenewed, Ensured)
+    assert arenewed == renewed[0], "it is this process's own until a server has accepted it"
     assert isinstance(stepped_up, Ensured)
     assert stepped_up.token is not None
     assert (world.refreshes, world.reuses, stepped_up.token.requested) == (1, 0, ("more",))
@@ -747,6 +748,22 @@ class TestRefusedDuringALogin:
         assert ensured.token == stepped_up.token
         assert (world.refreshes, world.reuses, world.logins) == (0, 1, 1)
 
+    def test_FN_47_unattended_it_waits_for_nobody(
+        self,
+        world: World,
+        store: MemoryStore,
+        refused: Need,
+        login: Future[Ensured | NotEnsured],
+        backend: str | None,
+    ) -> None:
+        world.refresh_token = "CANARY-revoked"
+        oauth = Plain(world, store=store, user=Nobody(), interactive=False)
+        ensured = ask(oauth, refused, backend)
+        assert not login.done()
+        assert isinstance(ensured, NotEnsured)
+        assert ensured.failure.reason is Reason.AUTHORIZATION_REQUIRED
+        assert (world.reuses, world.logins) == (1, 0)
+
 
 @pytest.mark.parametrize("backend", [None, "asyncio", "trio"])
 @pytest.mark.parametrize("interactive", [True, False], ids=["RULES-4.13-attended", "RULES-4.13-unattended"])
@@ -821,3 +838,19 @@ class TestEnds:
         assert revoked == [[world.refresh_token], [token.access_token]]
         assert stored_refresh_token(store, world) is None
         assert module._unsaved == {}
+
+    def test_RULES_4_11_a_logout_that_fails_keeps_what_the_store_would_not_take(self, world: World) -> None:
+        store = Failing()
+        put_grant(store, world)
+        oauth = Plain(world, store=store, interactive=False)
+
+        def break_down(stage: str) -> None:
+            store.failing = {"save"}
+
+        world.before = break_down
+        token = oauth.authorize()
+        with pytest.raises(TokenStorageError):
+            oauth.logout()
+        world.before, store.failing = lambda stage: None, set()
+        assert oauth.authorize() == token
+        assert (stored_refresh_token(store, world), world.reuses) == (world.refresh_token, 0)

@@ -173,7 +173,31 @@ class TestReuses:
     def test_rules_3_8_another_grant_that_uses_it_is_noted(self) -> None:
         run = go(QUERY, Loaded(known(OLD, users=("other",))), HERE, Saved())
         assert heard(run)[-1] == "Save r0: old"
+        assert run.end.value.recalled  # FN 31
         assert run.steps[-2].effect.record.users == ("other", KEY)
+
+
+class TestSecretThatEnds:
+    """RULES 2.10: whichever way a registration is reached, its secret's end is looked at."""
+
+    ENDS = replace(STALE, client_id="ends", client_secret_expires_at=NOW.wall + 1e5)
+    TWO_LEG = replace(asking(two_leg=True, dynamic=Dynamic(redirect_uri=BOUND)), forget=STALE)
+
+    @table(
+        "query, events",
+        {
+            "RULES-2.10-listening": (QUERY, (Loaded(known(ENDS)), HERE)),
+            "RULES-2.10-recalled": (TWO_LEG, (Loaded(known(ENDS)),)),
+            "RULES-2.10-another-one-forgotten": (TWO_LEG, (Loaded(known(STALE, ENDS)), Saved())),
+            "RULES-2.10-somebody-else-registered": (TWO_LEG, (Loaded(known(STALE)), Conflict(known(ENDS)))),
+        },
+    )
+    def test_recalled(self, query: Query, events: tuple[Event, ...]) -> None:
+        assert end(go(query, *events)) == self.ENDS
+
+    def test_rules_2_10_registered(self) -> None:
+        new = answer(201, client_id="n", client_secret=f"{CANARY}-secret", client_secret_expires_at=NOW.wall + 1e5)
+        assert isinstance(end(go(QUERY, Loaded(None), HERE, new, Saved())), Registration)
 
 
 class TestForgets:
@@ -186,6 +210,14 @@ class TestForgets:
         assert [line.partition(":")[0] for line in heard(run)][1] == "Save r0"
         assert heard(run)[1] == "Save r0: "
         assert end(run) == NEW
+
+    def test_rules_4_2_saved_over_what_was_saved_before_and_no_revision_recurs(self) -> None:
+        theirs = Conflict(known(revision="r1"))
+        run = go(self.QUERY, Loaded(known(STALE)), Saved(), HERE, REGISTERED, theirs, Saved())
+        saves = [step.effect for step in run.steps if isinstance(getattr(step, "effect", None), Save)]
+        revisions = [save.record.revision for save in saves]
+        assert [save.expected for save in saves] == ["r0", revisions[0], "r1"]
+        assert len({"r0", "r1", *revisions}) == 5
 
     def test_rules_2_11_it_is_not_used_even_if_it_cannot_be_removed(self) -> None:
         run = go(self.QUERY, Loaded(known(STALE)), StoreFailed("full"), HERE, REGISTERED, Saved())
@@ -228,6 +260,10 @@ class TestRedirectUri:
         assert heard(run) == [f"Listen {expected} None"]
         assert isinstance(run.end, Done)
 
+    def test_rules_2_9_a_document_that_the_issuer_does_not_take(self) -> None:
+        query = asking(metadata_document=ClientMetadataDocument("https://app.example/c"))
+        assert heard(go(query, Loaded(None)))[-1] == f"Listen {OURS} None"
+
     def test_rules_2_13_dynamic_configured(self) -> None:
         query = asking(dynamic=Dynamic(redirect_uri="http://localhost:3000/cb"))
         assert heard(go(query, Loaded(None)))[-1] == "Listen http://localhost:3000/cb None"
@@ -266,6 +302,17 @@ class TestFails:
         step = client.begin(asking(dynamic=None), NOW)
         assert isinstance(step, Failed)
         assert step.error.reason is Reason.CLIENT_INFORMATION_NEEDED
+
+    def test_rules_2_9_nowhere_to_register_and_no_listener_for_nothing(self) -> None:
+        found = replace(QUERY.found, metadata=replace(METADATA, registration_endpoint=None))
+        step = client.begin(replace(QUERY, found=found), NOW)
+        assert isinstance(step, Failed)
+        assert step.error.reason is Reason.CLIENT_INFORMATION_NEEDED
+
+    def test_rules_2_9_bound_to_the_issuer_as_it_is_listed(self) -> None:
+        query = asking(preregistered=PreRegistered("p", issuer="https://listed.example"))
+        found = replace(query.found, listed="https://listed.example")
+        assert isinstance(end(go(replace(query, found=found), HERE)), Registration)
 
     def test_rules_2_9_bound_to_another_issuer(self) -> None:
         run = go(asking(preregistered=PreRegistered("p", issuer="https://other.example")), HERE)

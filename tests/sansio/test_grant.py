@@ -126,6 +126,10 @@ def test_keys() -> None:
     assert grant.registration_key("u", "é") == "registration-" + hashlib.sha256(framed).hexdigest()
 
 
+def test_fn_16_any_text_is_a_name() -> None:
+    assert grant.grant_key("u", "\udc80") != grant.grant_key("u", "\udc81")
+
+
 parts = st.text("ab/.\0\ud800", max_size=4)
 
 

@@ -143,6 +143,12 @@ REFUSED = [
         )
         for name in sorted(PROTECTED_PARAMS)
     ),
+    pytest.param(
+        refused(authorization_endpoint=f"{ROOT_AS}/a?state=1&tenant=a?b"),
+        Reason.BAD_ISSUER_METADATA,
+        "own query holds state",
+        id="RULES-2.6-a-second-question-mark",
+    ),
     pytest.param(refused(code_challenge_methods_supported=None), Reason.NO_S256, "S256", id="FN-26-methods-absent"),
     pytest.param(
         refused(code_challenge_methods_supported=["plain"]), Reason.NO_S256, "S256", id="RULES-2.7-plain-only"

@@ -21,6 +21,7 @@ from mcp_oauth.sansio.plan import ClientMetadataDocument, Plan, PreRegistered
 from mcp_oauth.sansio.resource import Found
 from mcp_oauth.sansio.steps import (
     Allowed,
+    AskIssuer,
     Await,
     Conflict,
     Failed,
@@ -38,7 +39,21 @@ from mcp_oauth.sansio.steps import (
     UserFailed,
     Woke,
 )
-from tests.sansio.scripts import ELSEWHERE, ISSUER, KEY, SEED, SERVER, Line, each, grant, play, record, tokens, unlike
+from tests.sansio.scripts import (
+    ELSEWHERE,
+    ISSUER,
+    KEY,
+    SEED,
+    SERVER,
+    Line,
+    each,
+    grant,
+    play,
+    record,
+    saved,
+    tokens,
+    unlike,
+)
 from tests.sansio.walks import CANARY, LOST, NOW, answer, table, walk
 from tests.sansio.worlds import Run
 
@@ -144,6 +159,13 @@ class TestWholeWay:
         assert claim is not None
         assert claim.until == NOW.wall + TWO_LEG
 
+    def test_rules_2_17_and_2_18_the_grant_knows_its_end_and_how_it_is_revoked(self) -> None:
+        published = answer(200, **METADATA, revocation_endpoint_auth_methods_supported=["none"])
+        script = [CLAIMED, RESOURCE, ("GET as*", published), LISTENING, *EXCHANGED, ("Save *", Saved())]
+        (kept,) = records(run(script, "Done login at7"))[-1].grants
+        assert kept.expires_at == NOW.wall + 3600
+        assert kept.revocation_auth_methods == ("none",)
+
     def test_rules_3_1_known_resource_metadata_is_not_read_again(self) -> None:
         known = Found(ProtectedResourceMetadata(SERVER, (ISSUER,)))
         run([CLAIMED, *DISCOVERED[1:]], "Listen", known=known)
@@ -225,6 +247,10 @@ class TestElsewhere:
         played = run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Done stored at3", stored=self.BUSY)
         assert played.notices == ["login-elsewhere"]
 
+    def test_rules_4_13_the_wait_is_told_once(self) -> None:
+        polls: list[Line] = [("Sleep 1", Woke()), ("Load", Loaded(self.BUSY))] * 2
+        assert run(polls, "Sleep 1", stored=self.BUSY).notices == ["login-elsewhere"]
+
     @table(
         "need, token",
         {
@@ -239,8 +265,9 @@ class TestElsewhere:
         run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Save r1: * claim *", need=need, stored=self.BUSY)
 
     def test_rules_3_5_a_token_with_the_scopes(self) -> None:
-        done = record(grant(3, left=3600, requested=("a", "b")), revision="r1")
-        run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Done stored at3", need=STEP_UP, stored=self.BUSY)
+        for requested in (("a", "b"), ("b",)):
+            done = record(grant(3, left=3600, requested=requested), revision="r1")
+            run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Done stored at3", need=STEP_UP, stored=self.BUSY)
 
     @table(
         "lineage, end",
@@ -286,6 +313,9 @@ class TestElsewhere:
     def test_rules_4_10_the_record_is_gone(self) -> None:
         run([("Save None: *", Conflict(None)), CLAIMED], "GET *")
 
+    def test_rules_4_2_no_revision_recurs(self) -> None:
+        assert len(saved(run([("Save *", Conflict(record())), CLAIMED], "GET *"))) == 2
+
 
 class TestIssuer:
     """RULES 2.9: at which authorization server."""
@@ -295,6 +325,20 @@ class TestIssuer:
     def test_rules_2_9_the_application_allows_it(self) -> None:
         played = run([CLAIMED, *DISCOVERED, ("AskIssuer", Allowed())], "Listen", plan=self.ASKING)
         assert played.notices == []
+
+    def test_rules_2_9_the_application_is_told_what_it_allows(self) -> None:
+        played = run([CLAIMED, *DISCOVERED], "AskIssuer", plan=replace(self.ASKING, scopes=("a",)))
+        assert played.end.effect == AskIssuer(SERVER, ISSUER, ("a",))
+
+    def test_rules_2_4_the_issuer_in_use_comes_first(self) -> None:
+        listed = resource_metadata(ELSEWHERE, ISSUER)
+        run([CLAIMED, (RESOURCE[0], listed)], "GET as.example/*", stored=record(grant(1)))
+
+    def test_rules_2_5_a_trusted_issuer_that_is_known_with_another_token_endpoint(self) -> None:
+        plan = replace(PLAN, trusted_issuer=((ISSUER, ELSEWHERE),))
+        published = answer(200, **{**METADATA, "issuer": ELSEWHERE})
+        script = [CLAIMED, RESOURCE, ("GET as*", published), WITHDRAWN]
+        run(script, "Failed issuer-mismatch", plan=plan, stored=record(grant(1, issuer=ELSEWHERE)))
 
     def test_rules_2_9_the_application_refuses(self) -> None:
         script: list[Line] = [CLAIMED, *DISCOVERED, ("AskIssuer", UserFailed("no")), WITHDRAWN]
@@ -309,7 +353,8 @@ class TestIssuer:
     def test_rules_2_9_a_client_goes_to_no_other_issuer_than_its_first(self) -> None:
         used = Registration(ELSEWHERE, "client", "preregistered", "client_secret_basic")
         stored = record(replace(grant(1, issuer=ELSEWHERE), registration=used))
-        run([CLAIMED, *DISCOVERED, WITHDRAWN], "Failed client-of-another-issuer", stored=stored)
+        played = run([CLAIMED, *DISCOVERED, WITHDRAWN], "Failed client-of-another-issuer", stored=stored)
+        assert played.end.error.url == ISSUER
 
     @each(
         "used",
@@ -350,7 +395,9 @@ class TestIssuer:
         plan = Plan(SERVER, metadata_document=document, scopes=scopes)
         script = [CLAIMED, RESOURCE, ("GET as*", answer(200, **METADATA, **metadata)), LISTENING]
         played = run(script, "OpenBrowser", plan=plan, stored=record(allowed_issuers=allowed))
-        assert browser_params(played).get("prompt") == expected
+        params = browser_params(played)
+        assert params.get("prompt") == expected
+        assert {"client_id", "code_challenge", "redirect_uri", "resource", "state"} <= set(params)
 
 
 class TestScopes:
@@ -369,6 +416,7 @@ class TestScopes:
             "RULES-3.5-step-up-at-another-issuer": ({}, STEP_UP, grant(1, issuer=ELSEWHERE), ["b"]),
             "RULES-3.5-step-up-within-the-limit": ({"scope_limit": ("b",)}, STEP_UP, grant(1), ["a b"]),
             "RULES-3.5-step-up-to-nothing": ({}, Need("scope"), None, None),
+            "RULES-3.5-step-up-beyond-the-caller's": ({"scopes": ("x",)}, STEP_UP, grant(1), ["a b"]),
         },
     )
     def test_requested(
@@ -377,6 +425,10 @@ class TestScopes:
         stored = record(earlier) if earlier else None
         played = run(OPENED, "OpenBrowser", plan=replace(PLAN, **plan), need=need, stored=stored)
         assert browser_params(played).get("scope") == expected
+
+    def test_rules_2_15_the_resource_metadata_s(self) -> None:
+        script = [CLAIMED, (RESOURCE[0], resource_metadata(scopes_supported=["p"])), DISCOVERED[1], LISTENING]
+        assert browser_params(run(script, "OpenBrowser"))["scope"] == ["p"]
 
 
 class TestPersonTakesTime:
@@ -394,6 +446,17 @@ class TestPersonTakesTime:
         beats: list[Line] = [("OpenBrowser", StillWaiting()), ("Save *: claim *", Saved())]
         played = run([*OPENED, *beats * 5, *EXCHANGED, ("Save *", Saved())], "Done login at7")
         assert len({one.revision for one in records(played)}) == len(records(played))
+
+    def test_rules_4_10_every_beat_is_saved_over_the_one_before(self) -> None:
+        beats: list[Line] = [("OpenBrowser", StillWaiting()), ("Save *: claim *", Saved())]
+        played = run([*OPENED, *beats * 2, *EXCHANGED, ("Save *", Saved())], "Done login at7")
+        saves = [step.effect for step in played.steps if isinstance(getattr(step, "effect", None), Save)]
+        assert [one.expected for one in saves] == [None, *(one.record.revision for one in saves[:-1])]
+
+    def test_rules_2_14_a_redirect_of_another_login_does_not_count_the_beats_anew(self) -> None:
+        beat: list[Line] = [("OpenBrowser", StillWaiting()), ("Save *: claim *", Saved())]
+        stray: Line = ("OpenBrowser", Redirected(f"{CALLBACK}?code=x&state=other"))
+        assert len(saved(run([*OPENED, *beat, stray, *beat, stray], "OpenBrowser"))) == 3
 
     def test_rules_4_11_a_store_that_fails_stops_nobody(self) -> None:
         script = [*self.WAITED, ("Save *", FULL), ("OpenBrowser", StillWaiting()), ("Save *", Saved()), *EXCHANGED]
@@ -435,6 +498,12 @@ class TestPersonTakesTime:
         plan = replace(PLAN, login_seconds=2 * PATIENCE)
         beats: list[Line] = [("OpenBrowser", StillWaiting(), 0.0), ("Save *", Saved())]
         played = run([*OPENED, *beats * 2, WITHDRAWN], "Failed login-timed-out", plan=plan)
+        assert records(played)[-1].no_login_before == NOW.wall + HOLD_BACK
+
+    def test_fn_30_nobody_comes_and_a_renewal_came_between(self) -> None:
+        renewed = record(grant(2), login=LoginClaim(CLAIM, "", NOW.wall + 99), revision="r5")
+        script = [*OPENED, ("OpenBrowser", StillWaiting(), 0.0), ("Save *", Conflict(renewed)), WITHDRAWN]
+        played = run(script, "Failed login-timed-out", plan=replace(PLAN, login_seconds=PATIENCE))
         assert records(played)[-1].no_login_before == NOW.wall + HOLD_BACK
 
 
@@ -485,6 +554,19 @@ class TestFails:
         again = begin(PLAN, STEP_UP, withdrawn)
         assert isinstance(again, Failed)
         assert again.error.reason is Reason.STEP_UP_DENIED
+
+    @table(
+        "need, error",
+        {
+            "RULES-3.5-denied-and-no-step-up": (ASKED, "access_denied"),
+            "RULES-3.5-step-up-failed-and-not-denied": (STEP_UP, "server_error"),
+        },
+    )
+    def test_no_denied_step_up(self, need: Need, error: str) -> None:
+        script = [*OPENED, ("OpenBrowser", refuse(error)), WITHDRAWN]
+        withdrawn = records(run(script, "Failed *", need=need, stored=record(grant(1))))[-1]
+        assert not withdrawn.denied_scopes
+        assert withdrawn.no_login_before is not None
 
     def test_rules_3_4_what_was_held_back_stays_so(self) -> None:
         stored = record(no_login_before=NOW.wall + 5)
@@ -543,6 +625,11 @@ class TestSaves:
         script = [*self.SAVING, ("Save *", Conflict(other)), ("POST *", answer(200)), ("POST *", answer(200))]
         run(script, "Done stored at3")
 
+    def test_rules_4_10_another_login_whose_token_is_the_refused_one_gives_way(self) -> None:
+        other = record(grant(3, left=9999, lineage="other"))
+        script: list[Line] = [*self.SAVING, ("Save *", Conflict(other))]
+        run(script, "Save r0: *as(at7 rt7)", need=Need("refused", unlike(3)))
+
     def test_rules_4_10_another_login_of_no_revocation_endpoint(self) -> None:
         metadata = {name: value for name, value in METADATA.items() if name != "revocation_endpoint"}
         opened = [CLAIMED, RESOURCE, ("GET as*", answer(200, **metadata)), LISTENING, *EXCHANGED]
@@ -577,6 +664,24 @@ class TestRegisteredAgain:
         assert again.notices == ["issuer-first-used", "registered", "registered-again", "registered"]
         assert parse_qs(urlsplit(again.end.effect.url).query)["client_id"] == ["new"]
         assert again.end.effect.state != STATE
+
+    def test_rules_2_11_a_recalled_one_is_forgotten(self) -> None:
+        again = self.walked(*self.RECALLED, self.FORGOTTEN, self.RECALLED[0])
+        assert again.end.effect.record.registrations == ()
+
+    def test_rules_4_2_no_revision_recurs_in_the_second_round(self) -> None:
+        beat = (StillWaiting(), Saved())
+        assert saved(self.walked(*self.first(), *beat, self.FORGOTTEN, *self.second(), *beat))
+
+    def test_rules_2_10_registered_with_the_scopes_that_will_be_asked_for(self) -> None:
+        step = begin(plan=Plan(SERVER, scopes=("a",)))
+        played = walk(login, step, *self.DCR, Loaded(None), Listening(CALLBACK))
+        assert b'"scope":"a"' in played.end.effect.request.body
+
+    def test_rules_2_10_a_recalled_secret_lasts_long_enough(self) -> None:
+        lasting = replace(self.OLD, client_secret=f"{CANARY}-s", client_secret_expires_at=NOW.wall + 1e5)
+        events = (Loaded(RegistrationRecord("r", (lasting,), (KEY,))), Listening(CALLBACK))
+        assert isinstance(self.walked(*events).end.effect, OpenBrowser)
 
     def test_rules_2_11_not_twice(self) -> None:
         state = SEED.child("authorization", 1).text("state")

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from mcp_oauth.sansio import plan
+from mcp_oauth.sansio import plan, uris
 from mcp_oauth.sansio.errors import Reason
 from mcp_oauth.sansio.grant import Grant, Registration, Scopes
 from mcp_oauth.sansio.plan import PROTECTED_PARAMS, ClientMetadataDocument, Dynamic, Plan, PreRegistered
@@ -54,6 +54,7 @@ def test_server_url(url: str, message: str | None) -> None:
     if failure and message:
         assert failure.reason is Reason.SERVER_URL
         assert message in failure.message
+        assert failure.url == uris.without_query(url)
         assert "u:p" not in repr(failure)
 
 
@@ -139,7 +140,9 @@ RIGHT = [
     pytest.param({"dynamic": Dynamic(redirect_uri="myapp:/cb"), "allow_any_redirect": True}, id="RULES-2.13-opt-in"),
     pytest.param({"resource": "never"}, id="FN-9-never"),
     pytest.param({"resource": "api://4711"}, id="FN-9-override"),
-    pytest.param({"scopes": ("!~", "https://h/a.b"), "scope_limit": ()}, id="RFC6749-3.3-scopes"),
+    pytest.param({"resource": "URN:X:1"}, id="RFC3986-3.1-scheme-in-capitals"),
+    pytest.param({"scopes": ("!~", "https://h/a.b", "X"), "scope_limit": ()}, id="RFC6749-3.3-scopes"),
+    pytest.param({"login_seconds": 0.5}, id="login-seconds-a-half"),
     pytest.param({"authorization_params": (("audience", "x"),), "token_params": (("x", "y"),)}, id="FN-41-extras"),
 ]
 

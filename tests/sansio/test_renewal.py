@@ -362,6 +362,7 @@ def test_rules_3_3_three_retries_after_1_2_and_4_seconds() -> None:
         ]
     run = play(renewal, begin(), script[:-1], "Failed renewal-unavailable")
     assert error_of(run).message == "the token endpoint is unavailable: connection refused"
+    assert error_of(run).url == f"{ISSUER}/token"
 
 
 @each(
@@ -382,6 +383,8 @@ def test_ambiguous(event: Event) -> None:
     script: list[Line] = [(POST, event), (POST, event), ("Save r0: *as(at1 rt1 +5s)", Saved()), RELEASE]
     run = renew(script, "Failed renewal-ambiguous")
     assert error_of(run).message.startswith("the answer to the renewal was lost: ")
+    assert "None" not in error_of(run).message
+    assert error_of(run).url == f"{ISSUER}/token"
     assert "kept" in str(error_of(run))
 
 
@@ -540,6 +543,13 @@ def test_rules_3_7_a_logout_between_revokes_what_was_received() -> None:
         ("POST as.example/revoke at2", Response(200)),
     ]
     renew(script, "Failed logged-out")
+
+
+def test_rules_4_10_a_login_between_with_the_refused_token_is_of_no_use() -> None:
+    other = record(grant(3, left=9999, lineage="other", revocation_endpoint=None))
+    one = replace(OLD, revocation_endpoint=None)
+    script: list[Line] = [(POST, tokens(2)), ("Save *", Conflict(other)), RELEASE]
+    renew(script, "Done none", one, refused=unlike(3))
 
 
 def test_rules_4_10_a_login_between_revokes_what_was_received() -> None:

@@ -58,6 +58,11 @@ def test_RULES_6_4_another_browser() -> None:
     assert "belongs to another browser" in result.message
 
 
+def test_RULES_6_4_any_text_binds() -> None:
+    data = seal(DATA, key=KEY, binding="\udc80", nonce=NONCE, now=NOW)
+    assert opened(data, binding="\udc80") == DATA
+
+
 def test_RULES_6_4_another_key() -> None:
     assert isinstance(opened(sealed(), key=bytes(32)), Failure)
 

@@ -50,6 +50,7 @@ from tests.sansio.scripts import (
     play,
     record,
     saved,
+    say,
     secret,
     tokens,
     unlike,
@@ -457,6 +458,24 @@ def test_rules_4_11_restored_and_renewed() -> None:
     script: list[Line] = [loaded(OLD), (RESTORE, Saved()), loaded(grant(2)), ("Acquire", Acquired(record(grant(2))))]
     script += [("POST as.example/token rt2", tokens(3)), ("Save r0: *as(at3 rt3)", Saved()), RELEASE]
     run(need("expiring"), script, "Done renewed at3", unsaved=expired)
+
+
+def test_rules_4_10_a_peer_renews_it_meanwhile() -> None:
+    peers = record(grant(3, left=3000), revision="r1")
+    script: list[Line] = [loaded(OLD), (RESTORE, Conflict(peers)), ("Load", Loaded(peers))]
+    run(need("missing"), script, "Done stored at3", unsaved=PINNED)
+
+
+def test_rules_4_10_another_login_whose_token_is_the_refused_one_gives_way() -> None:
+    run(need("refused", 1), [loaded(replace(FRESH, lineage="other"))], "Save r0: *as(at5 rt5)", unsaved=PINNED_LOGIN)
+
+
+def test_rules_4_2_each_renewal_of_a_run_has_its_own_seed() -> None:
+    """No revision recurs when a run begins again."""
+    other: Line = ("Acquire", Acquired(record(grant(2))))
+    script: list[Line] = [loaded(OLD), other, RELEASE, loaded(grant(2))]
+    waits = [step for step in run(need("asked"), script, RENEW).steps if say(step) == RENEW]
+    assert len({step.state.inner.task.seed for step in waits}) == 2
 
 
 def test_rules_4_10_a_peer_has_renewed_it() -> None:

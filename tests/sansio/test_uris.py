@@ -46,6 +46,9 @@ class TestSplit:
             pytest.param("https://a_b.h-1.", Url("https", "a_b.h-1.", 443, ""), id="RFC3986-3.2.2-name-trailing-dot"),
             pytest.param("https://1.2.3.example", Url("https", "1.2.3.example", 443, ""), id="RFC3986-3.2.2-digits"),
             pytest.param("https://h:65535", Url("https", "h", 65535, ""), id="RFC3986-3.2.3-highest-port"),
+            pytest.param(
+                f"https://{'a.' * 126}a", Url("https", f"{'a.' * 126}a", 443, ""), id="RFC1034-3.1-longest-name"
+            ),
         ],
     )
     def test_reads(self, url: str, parts: Url) -> None:

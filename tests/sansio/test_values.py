@@ -179,6 +179,7 @@ def test_text_is_a_verifier(label: str, n: int) -> None:
 def test_fraction(key: bytes, label: str) -> None:
     assert 0 <= Seed(key).fraction(label) < 1
     assert Seed(key).fraction(label) == Seed(key).fraction(label, 0) != Seed(key).fraction(label, 1)
+    assert Seed(key).fraction(label) != Seed(key).fraction(f"{label}x")
 
 
 def test_fractions_are_spread() -> None:
@@ -189,6 +190,7 @@ def test_fractions_are_spread() -> None:
 def test_base64url() -> None:
     """RFC 7515 appendix C."""
     assert base64url(bytes([3, 236, 255, 224, 193])) == "A-z_4ME"
+    assert base64url(bytes([0, 5, 215])) == "AAXX"
 
 
 def test_fingerprint() -> None:

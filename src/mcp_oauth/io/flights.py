@@ -89,7 +89,7 @@ class Flight:
     def ask_user(self) -> bool:
         """A person is needed from here on, so the flight stops when nobody waits for it any more; then `stopping()`.
 
-        Impatient callers, those already waiting and those still to come, get `NeedsUser`. The slot is given back
+        Impatient callers who joined, or join later, get `NeedsUser`; whose work it is stays. The slot is given back
         for good: people who never answer must not keep others from renewing.
         """
         self._flights._release_impatient(self)
@@ -199,7 +199,7 @@ class Flights:
     def _release_impatient(self, flight: Flight) -> None:
         with self._mutex:
             flight._asks_user = True
-            released = [seat for seat in list(flight._seats) if not seat.patient]
+            released = [seat for seat in list(flight._seats) if not (seat.patient or seat.started)]
             for seat in released:
                 seat.outcome = _needs_user
                 flight._seats.pop(seat, None)

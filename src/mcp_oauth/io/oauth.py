@@ -31,7 +31,7 @@ from mcp_oauth.sansio.grant import GrantRecord, Token, grant_key
 from mcp_oauth.sansio.keeping import Outcome
 from mcp_oauth.sansio.logout import LoggedOut
 from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, Plan, PreRegistered, check
-from mcp_oauth.sansio.steps import Await, Done, Effect, Ensured, Failed, Need, NotEnsured, Notice, Send, Step
+from mcp_oauth.sansio.steps import Await, Done, Effect, Ensured, Failed, How, Need, NotEnsured, Notice, Send, Step
 from mcp_oauth.sansio.values import Seed
 from mcp_oauth.store.base import Store
 
@@ -139,6 +139,7 @@ class BaseOAuth(ABC):
         self._key = grant_key(self._plan.server_url, self._plan.account)
         self._token: Token | None = None
         self._accepted = True
+        self._how: How = "stored"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._plan.server_url!r}, account={self._plan.account!r})"
@@ -246,13 +247,14 @@ class BaseOAuth(ABC):
         """Keep the token that a run of the upkeep brought."""
         token = outcome.token
         if token is not None and token != self._token:
-            self._token, self._accepted = token, outcome.how == "stored"
-        return Ensured(token, outcome.how)
+            self._token, self._accepted, self._how = token, outcome.how == "stored", outcome.how
+        # A peer's login is "stored" to its joiners; until a server accepts the token it is what this process knows.
+        return Ensured(token, outcome.how if self._accepted or token is None else self._how)
 
     # --- On the flight's thread -----------------------------------------------------------------------------------
 
     def _upkeep(self, flight: Flight, need: Need) -> _Landed:
-        plan = replace(self._plan, holder=_holder())
+        plan = replace(self._plan, holder=holder())
         unsaved = _unsaved.get((self._store.identity, self._key))
         end = self._run(flight, upkeep.begin(plan, need, Seed(os.urandom(32)), unsaved), upkeep.advance)
         if isinstance(end, Done):  # else it is still to be saved
@@ -260,9 +262,12 @@ class BaseOAuth(ABC):
         return _Landed(end, self._could_login(need))
 
     def _logout(self, flight: Flight) -> Done[LoggedOut] | Failed:
-        unsaved = _unsaved.pop((self._store.identity, self._key), None)
+        pin = (self._store.identity, self._key)
         self._token = None
-        return self._run(flight, logout.begin(self._plan, Seed(os.urandom(32)), unsaved), logout.advance)
+        end = self._run(flight, logout.begin(self._plan, Seed(os.urandom(32)), _unsaved.get(pin)), logout.advance)
+        if isinstance(end, Done):  # else the grant lives on, and is still to be saved
+            _pin(pin, None)
+        return end
 
     def _forget_client(self, flight: Flight) -> Done[tuple[str, ...]] | Failed:
         return self._run(flight, forgetting.begin(self._plan, Seed(os.urandom(32))), forgetting.advance)
@@ -317,13 +322,23 @@ class _Trip:
     def landed(self, landed: _Landed, own: bool) -> None:
         """A flight is over; `own`: it did our work."""
         self._flights += 1
-        if self._detour and _brought_nothing(landed.step) and self._oauth._could_login(self._need):
-            self._detour, self.patient, self.key = False, True, self._oauth._flight_key("upkeep")
+        if self._detour and _brought_nothing(landed.step) and self._wants_login():
+            self._after_detour()
         elif own or self._suits(landed):
             self.result = self._result(landed.step)
         elif self._flights == MOST_FLIGHTS:
             message = "other requests kept changing the grant"
             self.result = NotEnsured(failure(Reason.STORE_CONTENDED, message))
+
+    def _wants_login(self) -> bool:
+        return self._need.may_login and not _only_renewal(self._need)
+
+    def _after_detour(self) -> None:
+        """Only the login helps: wait for it now, or say that this request may not."""
+        if self._oauth._plan.interactive:
+            self._detour, self.patient, self.key = False, True, self._oauth._flight_key("upkeep")
+        else:
+            self.needs_user()
 
     def needs_user(self) -> None:
         """The running flight asks a person, and this request does not wait for that: not yet, or not at all."""
@@ -384,7 +399,8 @@ def _pin(pin: tuple[str, str], unsaved: GrantRecord | None) -> None:
         _unsaved[pin] = unsaved
 
 
-def _holder() -> str:
+def holder() -> str:
+    """How others see who logs in."""
     return f"pid {os.getpid()} on {platform.node()}"
 
 

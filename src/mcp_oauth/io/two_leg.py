@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from mcp_oauth.exceptions import from_failure
 from mcp_oauth.io.flights import FLIGHTS, Flight
-from mcp_oauth.io.oauth import BaseOAuth
+from mcp_oauth.io.oauth import BaseOAuth, holder
 from mcp_oauth.io.ports import now
 from mcp_oauth.sansio import upkeep
 from mcp_oauth.sansio.errors import Failure, Reason, failure
@@ -73,7 +73,7 @@ class TwoLeg:
         return self._finished((await FLIGHTS.wait_async(object(), self._second(sealed, redirected, binding)))[0])
 
     def _first(self, flight: Flight) -> Step[upkeep.State, Outcome]:
-        plan = replace(self._oauth.plan, two_leg=True, interactive=True)
+        plan = replace(self._oauth.plan, two_leg=True, interactive=True, holder=holder())
         step = upkeep.begin(plan, Need("forced"), Seed(os.urandom(32)))
         return self._oauth.run(flight, step, upkeep.advance, until=OpenBrowser)
 
@@ -87,7 +87,10 @@ class TwoLeg:
         opened = unseal(sealed, key=self._key, binding=self._bound(binding), now=now())
         if isinstance(opened, Failure):
             raise from_failure(opened)
-        pending = msgspec.json.decode(opened, type=Await[upkeep.State])
+        try:
+            pending = msgspec.json.decode(opened, type=Await[upkeep.State])
+        except msgspec.MsgspecError:
+            raise from_failure(failure(Reason.CALLBACK_STATE, "another version of mcp_oauth began it")) from None
         step = upkeep.advance(pending.state, Redirected(redirected), now=now())
 
         def work(flight: Flight) -> Step[upkeep.State, Outcome]:

@@ -250,7 +250,8 @@ def _look(login: Login, now: Now) -> Out:
     if token is not None and login.polls + login.saves > 0:
         return Done(Outcome("stored", token))
     claim = login.record.login if login.record is not None else None
-    if claim is None or claim.id == login.claim or not attempt.lasting(claim, now):
+    # In a web application the person has begun anew: nobody can wait there for a browser that was closed.
+    if claim is None or claim.id == login.claim or login.plan.two_leg or not attempt.lasting(claim, now):
         return _claim(login, now)
     if login.polls == MOST_POLLS:
         return Failed(failure(Reason.LOGIN_ELSEWHERE, f"{claim.holder} has not finished its login"))

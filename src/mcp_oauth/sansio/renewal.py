@@ -454,7 +454,10 @@ def _confirmed(task: Task, refusal: Failure, record: GrantRecord | None) -> Out:
     if record is None or grant is None or not _judged(task, grant):
         return _release(Outcome())
     forgotten = refusal.reason is Reason.CLIENT_REFUSED
-    buried = _next_revision(task, with_grant(record, replace(grant, refused=task.presented, client_refused=forgotten)))
+    buried = _next_revision(
+        task,
+        with_grant(record, replace(grant, refused=task.presented, client_refused=forgotten or grant.client_refused)),
+    )
     return Await(Noting(Outcome(failure=refusal)), Save(task.key, buried, record.revision))
 
 

@@ -76,7 +76,13 @@ def advance(state: State, event: Event) -> Out:
         case Revoking(), Response(status=200 | 204):
             return _next(state, None)
         case Revoking(), Response():
-            hide = (*secrets_of(_request(state)), state.grant.registration.client_secret)
+            grant = state.grant
+            hide = (
+                *secrets_of(_request(state)),
+                grant.registration.client_secret,
+                grant.refresh_token,
+                grant.access_token,
+            )
             return _next(
                 state, refused(Reason.EXCHANGE_REFUSED, "the revocation endpoint", state.url, event, hide=hide)
             )
