@@ -172,7 +172,7 @@ def _not_ensured(state: Ensuring, error: Failure, now: Now) -> Out:
 
 
 def _answered(budget: Budget, token: Token | None, event: Answered) -> Out:
-    wanted = demand(event.challenges)
+    wanted = demand(event.challenges) if event.challenges else None
     may_repeat = event.ours and budget.repeats < MOST_REPEATS
     if event.status == 401 and may_repeat and not budget.logged_in:
         return _ensure(_refused(budget, token, wanted), budget, token, answered=True)
