@@ -671,6 +671,14 @@ def test_a_transport_of_the_callers_that_raises_may_have_sent_the_token(stack: A
     assert failed == SendFailed("RuntimeError", may_have_arrived=True)
 
 
+def test_a_transport_factory_that_raises_has_sent_nothing(stack: Any) -> None:
+    def factory() -> Any:
+        raise OSError("CANARY")
+
+    failed = send(stack, get("https://as.example"), transport=factory)
+    assert failed == SendFailed("no HTTP client: OSError", may_have_arrived=False)
+
+
 def test_FN_24_only_the_cores_headers_travel_and_no_cookie_is_kept(
     stack: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:

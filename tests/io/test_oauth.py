@@ -36,7 +36,7 @@ from mcp_oauth.io.flights import FLIGHTS
 from mcp_oauth.io.oauth import BaseOAuth, Sender
 from mcp_oauth.io.ports import Answer
 from mcp_oauth.sansio.errors import Reason, failure
-from mcp_oauth.sansio.grant import Token, encode
+from mcp_oauth.sansio.grant import GrantRecord, Token, encode
 from mcp_oauth.sansio.keeping import Outcome
 from mcp_oauth.sansio.messages import Response
 from mcp_oauth.sansio.plan import Dynamic, PreRegistered
@@ -344,7 +344,7 @@ NEW = Token("new", "https://as.example", "new", 0.0, None, ("a", "b"), None)
         (Need("forced"), landed(NEW, "stored"), False),
         (Need("forced"), landed(NEW, "login"), True),
         (Need("refused"), landed(None, "none"), False),
-        (Need("refused"), landed(None, "none", could_login=True), True),
+        (Need("refused"), landed(None, "none", could_login=True), False),
         (Need("expiring"), landed(None, "none"), True),
     ],
     ids=[
@@ -854,3 +854,26 @@ class TestEnds:
         world.before, store.failing = lambda stage: None, set()
         assert oauth.authorize() == token
         assert (stored_refresh_token(store, world), world.reuses) == (world.refresh_token, 0)
+
+    @pytest.mark.parametrize("backend", [None, "asyncio", "trio"])
+    def test_RULES_3_8_every_object_that_logs_out_lets_its_token_go(self, world: World, backend: str | None) -> None:
+        """Also the one that only joined the logout of another."""
+        store = MemoryStore()
+        one, other = Plain(world, store=store), Plain(world, store=store)
+        assert one.authorize() == other.authorize()
+        for each in (one, other):
+            if backend is None:
+                each.logout()
+            else:
+                anyio.run(each.alogout, backend=backend)
+        assert (one.token, other.token) == (None, None)
+
+    def test_RULES_4_11_a_run_settles_only_the_record_that_it_was_given(self, world: World) -> None:
+        oauth = Plain(world)
+        pin = (oauth._store.identity, oauth._key)
+        given, newer = (GrantRecord(revision, world.url, "") for revision in ("given", "newer"))
+        module._unsaved[pin] = newer
+        oauth.pin(Outcome(), given)
+        assert module._unsaved[pin] is newer
+        oauth.pin(Outcome(), newer)
+        assert pin not in module._unsaved

@@ -257,8 +257,9 @@ def test_a_failing_user_is_an_event(error: Exception, reason: str) -> None:
         (None, Allowed()),
         (lambda *asked: asked == ("https://mcp.example/mcp", "https://as.example", ("a",)), Allowed()),
         (lambda *asked: False, UserFailed("https://as.example was not allowed for https://mcp.example/mcp")),
+        (lambda *asked: object(), UserFailed("https://as.example was not allowed for https://mcp.example/mcp")),
     ],
-    ids=["RULES-2.9-not-asked", "RULES-2.9-allowed", "RULES-2.9-refused"],
+    ids=["RULES-2.9-not-asked", "RULES-2.9-allowed", "RULES-2.9-refused", "RULES-2.9-a-coroutine-allows-nothing"],
 )
 def test_the_application_is_asked_about_an_issuer(allow: Callable[..., bool] | None, answer: Event) -> None:
     assert perform(ports(allow=allow), ASK) == [answer]

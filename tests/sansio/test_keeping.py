@@ -196,9 +196,22 @@ class TestLogin:
 
     def test_rules_4_13_the_peers_record_is_the_new_base(self) -> None:
         other = grant(7, issuer=ELSEWHERE)
-        peers = theirs(other, grant(2), login=CLAIM, denied_scopes=(("b",),))
+        peers = theirs(other, grant(2), login=CLAIM, denied_scopes=(("b",),), bound_clients=(("c", ISSUER),))
         run = login([("Save *", Conflict(peers)), ("Save r1: other(at7 rt7) *as(at5 rt5)", Saved())], "Kept login at5")
-        assert saved(run)[-1].denied_scopes == (("b",),)
+        kept = saved(run)[-1]
+        assert (kept.denied_scopes, kept.bound_clients) == ((), (("c", ISSUER),)), "a login ends what was denied"
+
+    def test_rules_2_9_a_preregistered_client_is_bound_once(self) -> None:
+        mine = replace(NEW, registration=replace(NEW.registration, kind="preregistered"))
+        bound = (NEW.registration.client_id, ISSUER)
+        for before in ((), (bound,)):
+            run = login([("Save *", Saved())], "Kept login at5", mine=mine, bound_clients=before)
+            assert saved(run)[-1].bound_clients == (bound,)
+
+    def test_rules_4_3_the_grant_of_another_client_gives_way(self) -> None:
+        other = grant(2, left=99)
+        other = replace(other, registration=replace(other.registration, client_id="another"))
+        login([("Save *", Conflict(theirs(other))), ("Save r1: *as(at5 rt5)", Saved())], "Kept login at5")
 
     def test_rules_2_15_nothing_asked_for_is_enough_for_nothing_asked_for(self) -> None:
         mine, other = replace(NEW, requested=None), replace(grant(2, left=99), requested=None)

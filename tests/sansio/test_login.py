@@ -236,6 +236,9 @@ class TestHeldBack:
     def test_begins(self, need: Need, stored: dict[str, Any]) -> None:
         run([], "Save r0: *as(at1 rt1) claim *", need=need, stored=record(grant(1), **stored))
 
+    def test_fn_28_what_is_stored_was_judged_before(self) -> None:
+        run([], "Save r0: *as(at1 rt1) claim *", stored=record(grant(1, left=3600)))
+
 
 class TestElsewhere:
     """RULES 4.13: somebody else is logging in."""
@@ -351,26 +354,22 @@ class TestIssuer:
         assert played.notices == []
 
     def test_rules_2_9_a_client_goes_to_no_other_issuer_than_its_first(self) -> None:
-        used = Registration(ELSEWHERE, "client", "preregistered", "client_secret_basic")
-        stored = record(replace(grant(1, issuer=ELSEWHERE), registration=used))
+        stored = record(bound_clients=(("other", ISSUER), ("client", ELSEWHERE)))
         played = run([CLAIMED, *DISCOVERED, WITHDRAWN], "Failed client-of-another-issuer", stored=stored)
         assert played.end.error.url == ISSUER
 
     @each(
-        "used",
+        "bound",
         {
-            "RULES-2.9-here": Registration(ISSUER, "client", "preregistered", "client_secret_basic"),
-            "RULES-2.9-another-client": Registration(ELSEWHERE, "other", "preregistered", "client_secret_basic"),
-            "RULES-2.9-a-dynamic-one": Registration(ELSEWHERE, "client", "dcr", "none"),
+            "RULES-2.9-here": ("client", ISSUER),
+            "RULES-2.9-another-client": ("other", ELSEWHERE),
         },
     )
-    def test_grants_that_bind_to_nobody_else(self, used: Registration) -> None:
-        stored = record(replace(grant(1, issuer=used.issuer), registration=used))
-        run([CLAIMED, *DISCOVERED], "Listen", stored=stored)
+    def test_clients_bound_to_nobody_else(self, bound: tuple[str, str]) -> None:
+        run([CLAIMED, *DISCOVERED], "Listen", stored=record(bound_clients=(bound,)))
 
     def test_rules_2_9_a_configured_issuer_decides_by_itself(self) -> None:
-        used = Registration(ELSEWHERE, "client", "preregistered", "client_secret_basic")
-        stored = record(replace(grant(1, issuer=ELSEWHERE), registration=used))
+        stored = record(bound_clients=(("client", ELSEWHERE),))
         plan = replace(PLAN, preregistered=PreRegistered("client", f"{CANARY}-secret", ISSUER))
         run([CLAIMED, *DISCOVERED], "Listen", plan=plan, stored=stored)
 
@@ -733,3 +732,25 @@ class TestRegisteredAgain:
         registered = (*self.RECALLED[:1], Saved(), Listening(CALLBACK), answer(201, client_id="new"), Saved())
         done = self.walked(*registered, BACK, answer(200, access_token="at", token_type="Bearer"), stored=stored)
         assert records(done)[-1].doubted is None
+
+
+@each(
+    "hold",
+    {
+        "RULES-3.4-held-back": (HOLD_BACK, "Failed login-held-back"),
+        "RULES-4.14-noted-by-a-clock-far-ahead": (HOLD_BACK + 1, "Save *: *claim *"),
+    },
+)
+def test_a_hold(hold: tuple[float, str]) -> None:
+    run([], hold[1], need=Need("refused"), stored=record(no_login_before=NOW.wall + hold[0]))
+
+
+@each(
+    "denied",
+    {
+        "RULES-3.5-two-other-sets": ((("c",), ("d",)), "Save *: *claim *"),
+        "RULES-3.5-three-denials-are-enough": ((("c",), ("d",), ("e",)), "Failed step-up-denied"),
+    },
+)
+def test_a_server_that_asks_for_ever_more(denied: tuple[tuple[Scopes, ...], str]) -> None:
+    run([], denied[1], need=STEP_UP, stored=record(grant(1), denied_scopes=denied[0]))

@@ -275,7 +275,8 @@ def test_leeway(life: float, left: float, jitter: float, renews: bool) -> None:
     "answers, note",
     {
         "FN-11-invalid-grant-while-it-lives": ([DEAD], "+30s"),
-        "FN-11-odd-refusal": ([ODD], "1 refusals +5s"),
+        "FN-11-odd-refusal-is-not-counted": ([ODD], "+5s"),
+        "RULES-2.11-dcr-forgotten-while-it-lives": ([FORGOTTEN], "+5s"),
         "FN-11-unavailable": ([Response(503)], "+1s"),
         "FN-11-retry-after": ([Response(429, (("retry-after", "20"),))], "+20s"),
         "FN-11-not-reached": ([UNSENT], "+1s"),
@@ -349,19 +350,26 @@ def test_certainly_not_processed(event: Event, seconds: int) -> None:
     assert renew(script, "Done stored at2").notices == ["renewal-postponed"]
 
 
-def test_rules_3_3_three_retries_after_1_2_and_4_seconds() -> None:
+@table(
+    "event, why",
+    {
+        "RULES-3.3-not-reached": (UNSENT, "connection refused"),
+        "RULES-3.3-unavailable": (Response(503), "HTTP 503"),
+    },
+)
+def test_three_retries_after_1_2_and_4_seconds(event: Event, why: str) -> None:
     script: list[Line] = []
     for n, (at, seconds) in enumerate([(0, 1), (1, 2), (3, 4), (7, 4)]):
         noted = replace(OLD, next_attempt_at=NOW.wall + at)
         script += [
             ("Acquire", Acquired(record(noted, revision=f"r{n}")), at),
-            (POST, UNSENT),
+            (POST, event),
             (f"Save r{n}: *as(at1 rt1 +{at + seconds}s)", Saved()),
             RELEASE,
             (f"Sleep {seconds}", Woke()),
         ]
     run = play(renewal, begin(), script[:-1], "Failed renewal-unavailable")
-    assert error_of(run).message == "the token endpoint is unavailable: connection refused"
+    assert error_of(run).message == f"the token endpoint is unavailable: {why}"
     assert error_of(run).url == f"{ISSUER}/token"
 
 
@@ -459,7 +467,6 @@ TWICE = {kind: replace(one, refusals=2) for kind, one in KINDS.items()}
     "one, event, then",
     {
         "RULES-2.11-dcr-forgotten": (KINDS["dcr"], FORGOTTEN, FORGET),
-        "RULES-2.11-dcr-forgotten-early": (EARLY, FORGOTTEN, FORGET),
         "RULES-2.11-preregistered-is-kept": (KINDS["preregistered"], FORGOTTEN, "*1 refusals +5s)"),
         "RULES-2.11-cimd-is-kept": (KINDS["cimd"], FORGOTTEN, "*1 refusals +5s)"),
         "RULES-2.11-preregistered-is-kept-for-ever": (TWICE["preregistered"], FORGOTTEN, "*3 refusals +5s)"),
@@ -467,6 +474,13 @@ TWICE = {kind: replace(one, refusals=2) for kind, one in KINDS.items()}
         "RULES-2.11-bare-401-is-kept": (KINDS["dcr"], Response(401), "*1 refusals +5s)"),
         "FN-5-bare-401-for-ever": (TWICE["dcr"], Response(401), "*rt1 dead client refused 2 refusals)"),
         "FN-5-invalid-request": (OLD, ODD, "*1 refusals +5s)"),
+        "RULES-3.2-cannot-just-now": (
+            TWICE["dcr"],
+            answer(400, error="temporarily_unavailable"),
+            "*rt1 2 refusals +5s)",
+        ),
+        "RULES-3.2-server-error": (TWICE["dcr"], answer(400, error="server_error"), "*rt1 2 refusals +5s)"),
+        "RULES-3.2-slow-down": (TWICE["dcr"], answer(400, error="slow_down"), "*rt1 2 refusals +5s)"),
         "FN-5-invalid-request-again": (replace(OLD, refusals=1), ODD, "*2 refusals +5s)"),
         "FN-5-invalid-request-for-ever": (TWICE["dcr"], ODD, "*rt1 dead 2 refusals)"),
         "FN-5-unauthorized-client-for-ever": (

@@ -271,9 +271,8 @@ def test_fn_6_the_same_access_token_unsaved() -> None:
         ("Save *", FULL),
         ("Load", FULL),
         RELEASE,
-        loaded(OLD),
     ]
-    run(need("refused", 1), script, "Save r0: *as(at1 rt2)")
+    run(need("refused", 1), script, "Done renewed at1, unsaved")
 
 
 def test_rules_3_5_a_peers_token_without_the_scopes_is_not_adopted() -> None:
@@ -580,3 +579,17 @@ def test_misuse(event: Event) -> None:
 def test_a_grant_that_another_plan_got(script: tuple[Need, str]) -> None:
     other = replace(PLAN, preregistered=PreRegistered("another-client"))
     run(script[0], [("Load", Loaded(record(FRESH)))], script[1], plan=other)
+
+
+def test_rules_2_18_a_secret_that_was_changed_is_used_and_kept() -> None:
+    """The grant of a pre-registered client is renewed with the secret that is configured now."""
+    before = replace(OLD, registration=replace(OLD.registration, kind="preregistered"))
+    plan = replace(PLAN, preregistered=PreRegistered("client", "changed", auth_method="client_secret_post"))
+
+    def renewed(effect: Any) -> Event:
+        assert b"client_secret=changed" in effect.request.body
+        return tokens(2)
+
+    script: list[Line] = [loaded(before), ("Acquire", Acquired(record(before))), (POST, renewed), ("Save *", Saved())]
+    played = run(need("missing"), [*script, RELEASE], "Done renewed at2", plan=plan)
+    assert saved(played)[-1].grants[0].registration.client_secret == "changed"

@@ -65,7 +65,10 @@ class Traffic:
             async def send(effect: Send) -> Answer:
                 nonlocal client
                 if client is None:
-                    client = await opened.enter_async_context(self._client())
+                    try:
+                        client = await opened.enter_async_context(self._client())
+                    except Exception as error:  # a transport factory of the caller's, a proxy that cannot be
+                        return SendFailed(f"no HTTP client: {type(error).__name__}", may_have_arrived=False)
                 return await self._send(client, effect)
 
             yield send

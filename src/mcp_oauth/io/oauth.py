@@ -181,12 +181,17 @@ class BaseOAuth(ABC):
 
     def logout(self) -> LoggedOut:
         """Revoke the tokens, forget the grant, and say what the server said (RULES 3.8). Raises `TokenStorageError`."""
-        return _value(FLIGHTS.wait(self._flight_key("logout"), self._logout)[0])
+        try:
+            return _value(FLIGHTS.wait(self._flight_key("logout"), self._logout)[0])
+        finally:
+            self._token = None
 
     async def alogout(self) -> LoggedOut:
         """`logout` for a task of asyncio or trio."""
-        landed, _ = await FLIGHTS.wait_async(self._flight_key("logout"), self._logout)
-        return _value(landed)
+        try:
+            return _value((await FLIGHTS.wait_async(self._flight_key("logout"), self._logout))[0])
+        finally:
+            self._token = None
 
     def forget_client(self) -> tuple[str, ...]:
         """Forget this grant's dynamic registrations, so that the next login registers anew (FN 31); the tokens stay.
@@ -239,9 +244,11 @@ class BaseOAuth(ABC):
     def _could_login(self, need: Need) -> bool:
         return self._plan.interactive and need.may_login and not _only_renewal(need)
 
-    def pin(self, outcome: Outcome) -> None:
-        """Remember the record that the store would not take, if there is one, and none otherwise (RULES 4.11)."""
-        _pin((self._store.identity, self._key), outcome.unsaved)
+    def pin(self, outcome: Outcome, given: GrantRecord | None = None) -> None:
+        """Remember the record that the store would not take (RULES 4.11); without one, that `given` is settled."""
+        pin = (self._store.identity, self._key)
+        if outcome.unsaved is not None or _unsaved.get(pin) is given:
+            _pin(pin, outcome.unsaved)
 
     def take(self, outcome: Outcome) -> Ensured:
         """Keep the token that a run of the upkeep brought."""
@@ -258,12 +265,11 @@ class BaseOAuth(ABC):
         unsaved = _unsaved.get((self._store.identity, self._key))
         end = self._run(flight, upkeep.begin(plan, need, Seed(os.urandom(32)), unsaved), upkeep.advance)
         if isinstance(end, Done):  # else it is still to be saved
-            self.pin(end.value)
+            self.pin(end.value, unsaved)
         return _Landed(end, self._could_login(need))
 
     def _logout(self, flight: Flight) -> Done[LoggedOut] | Failed:
         pin = (self._store.identity, self._key)
-        self._token = None
         end = self._run(flight, logout.begin(self._plan, Seed(os.urandom(32)), _unsaved.get(pin)), logout.advance)
         if isinstance(end, Done):  # else the grant lives on, and is still to be saved
             _pin(pin, None)
@@ -351,8 +357,9 @@ class _Trip:
     def _suits(self, landed: _Landed) -> bool:
         """It brought what this request needs, or would have failed for it too."""
         step, need = landed.step, self._need
-        if isinstance(step, Done) and step.value.token is not None:
-            return _serves(step.value, step.value.token, need)
+        if isinstance(step, Done):
+            token = step.value.token
+            return _only_renewal(need) if token is None else _serves(step.value, token, need)
         return landed.could_login or not self._oauth._could_login(need)
 
     def _result(self, step: Done[Outcome] | Failed) -> Ensured | NotEnsured:

@@ -242,7 +242,9 @@ class Ports:
         return None
 
     def _ask(self, effect: AskIssuer) -> Event:
-        if self._allow_issuer is not None and not self._allow_issuer(effect.server_url, effect.issuer, effect.scopes):
+        allow = self._allow_issuer
+        # Only True allows: a coroutine that nobody awaits is true as well.
+        if allow is not None and allow(effect.server_url, effect.issuer, effect.scopes) is not True:
             return UserFailed(f"{effect.issuer} was not allowed for {effect.server_url}")
         return Allowed()
 

@@ -32,6 +32,8 @@ TWO_LEG = 600.0
 """Seconds that a claim lasts whose redirect comes to another process."""
 HOLD_BACK = 600.0
 """Seconds in which a denied or fruitless login is not repeated unasked (RULES 3.4)."""
+MOST_DENIALS = 3
+"""Step-ups that a person denies before none is tried any more, until a login succeeds."""
 MAY_HELP = (Reason.USER_UNAVAILABLE, Reason.ISSUER_REFUSED, Reason.EXCHANGE_LOST)
 """Failures of a login after which another one is not held back: nobody was troubled, or it may just work."""
 
@@ -73,11 +75,14 @@ def held_back(plan: Plan, need: Need, record: GrantRecord | None, now: Now) -> F
         wanted = scopes.to_step_up(plan, current_grant(record), need.scopes or ())
         if wanted is None:
             return failure(Reason.SCOPE_LIMIT, f"the server demands {' '.join(need.scopes or ())}")
-        if record is not None and any(set(wanted) == set(denied) for denied in record.denied_scopes):
+        denied = record.denied_scopes if record is not None else ()
+        if len(denied) >= MOST_DENIALS or any(set(wanted) == set(one) for one in denied):
             return failure(Reason.STEP_UP_DENIED, f"{' '.join(wanted)} was denied before")
     if not plan.interactive:
         return failure(Reason.AUTHORIZATION_REQUIRED, f"{plan.server_url} needs a login, and interactive=False")
-    if need.because not in ("asked", "forced") and record is not None and now.wall < (record.no_login_before or 0.0):
+    held_until = (record.no_login_before if record is not None else None) or 0.0
+    # Further ahead than that it was noted by another clock (RULES 4.14).
+    if need.because not in ("asked", "forced") and now.wall < held_until <= now.wall + HOLD_BACK:
         return failure(Reason.LOGIN_HELD_BACK, f"no new login at {plan.server_url} unasked")
     return None
 
@@ -105,12 +110,11 @@ def base(login: Login) -> GrantRecord:
 
 
 def bound_to(login: Login) -> tuple[str, ...]:
-    """A pre-registered client without a configured issuer is bound to the one where it is in use (RULES 2.9)."""
+    """A pre-registered client without a configured issuer is bound to the one where it was first used (RULES 2.9)."""
     client = login.plan.preregistered
     if client is None or client.issuer is not None:
         return ()
-    used = (grant.registration for grant in base(login).grants)
-    return tuple(one.issuer for one in used if (one.kind, one.client_id) == ("preregistered", client.client_id))
+    return tuple(issuer for client_id, issuer in base(login).bound_clients if client_id == client.client_id)
 
 
 def scopes_of(login: Login, found: Discovered) -> Scopes | None:

@@ -141,7 +141,7 @@ class Reason(str, Enum):
         "authorization-required",
         "authorization",
         "user",
-        "a person must log in: call authorize(), or allow it with interactive=True",
+        "a person must log in: allow it with interactive=True, here or in another program that shares the store",
     )
     USER_UNAVAILABLE = ("user-unavailable", "authorization", "user", "see the message; PasteBack() works over SSH")
     LOGIN_TIMED_OUT = ("login-timed-out", "authorization", "user", "nobody answered in the browser: try again")
@@ -155,7 +155,7 @@ class Reason(str, Enum):
         "login-held-back",
         "authorization",
         "user",
-        "a login was denied or did not help within the last 10 minutes: call authorize() to ask again",
+        "a login was denied or did not help within the last 10 minutes: authorize(force=True) asks all the same",
     )
     STEP_UP_DENIED = (
         "step-up-denied",

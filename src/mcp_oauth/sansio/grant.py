@@ -111,6 +111,8 @@ class GrantRecord(Value, frozen=True, tag="grants-1"):
     no_login_before: float | None = None
     """Wall seconds; a login that was denied or did not help is not repeated unasked (RULES 3.4)."""
     denied_scopes: tuple[Scopes, ...] = ()
+    bound_clients: tuple[tuple[str, str], ...] = ()
+    """Pre-registered clients, each with the issuer where it was first used: kept at a logout too (RULES 2.9)."""
     doubted: Registration | None = None
     """A dynamic registration with which a login timed out: the server may have forgotten it (FN 31)."""
 

@@ -127,7 +127,22 @@ def _with_mine(keep: Keep, base: GrantRecord) -> GrantRecord:
         # A renewal does not decide which issuer is in use: a login at another one may have come between.
         return replace(record, current=base.current)
     allowed = tuple(dict.fromkeys((*base.allowed_issuers, keep.grant.issuer)))
-    return replace(record, login=None, no_login_before=None, allowed_issuers=allowed, doubted=None)
+    return replace(
+        record,
+        login=None,
+        no_login_before=None,
+        allowed_issuers=allowed,
+        bound_clients=_bound(keep.grant, base),
+        denied_scopes=(),
+        doubted=None,
+    )
+
+
+def _bound(grant: Grant, base: GrantRecord) -> tuple[tuple[str, str], ...]:
+    """RULES 2.9: a pre-registered client belongs to the issuer where it is used."""
+    client = grant.registration
+    used = ((client.client_id, grant.issuer),) if client.kind == "preregistered" else ()
+    return tuple(dict.fromkeys((*base.bound_clients, *used)))
 
 
 def advance(state: State, event: Event, *, now: Now) -> Out:
@@ -206,7 +221,8 @@ def _mine_wins(keep: Keep, other: Grant | None, now: Now) -> bool:
     mine = keep.grant
     if keep.claim is not None:
         enough = other is not None and set(mine.requested or ()) <= set(other.requested or ())
-        return other is None or other.issuer != mine.issuer or not enough or not _will_do(keep, other, now)
+        ours = other is not None and other.registration.client_id == mine.registration.client_id
+        return other is None or not ours or other.issuer != mine.issuer or not enough or not _will_do(keep, other, now)
     if other is None or other.lineage != mine.lineage:
         return False
     if other.parent == mine.parent:

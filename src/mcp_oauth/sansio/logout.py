@@ -174,6 +174,7 @@ def _bury(run: Run, record: Record | None) -> Out:
         run.account,
         logged_out=True,
         resource_metadata_seen=record.resource_metadata_seen,
+        bound_clients=record.bound_clients,
     )
     buried = Burying(replace(run, saves=run.saves + 1), record.grants)
     return Await(buried, Save(run.key, tombstone, record.revision))

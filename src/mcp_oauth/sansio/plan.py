@@ -83,7 +83,7 @@ class Plan(Value, frozen=True):
     scopes: Scopes | None = None
     """Asked for instead of what the server suggests; None: challenge, else metadata, else omitted (RULES 2.15)."""
     scope_limit: Scopes | None = None
-    """A step-up adds none but these (RULES 3.5)."""
+    """Nothing else that a server suggests or demands is asked for (RULES 3.5)."""
     interactive: bool = True
     """False: `authorization-required` instead of any listener or browser."""
     resource: Literal["always", "never"] | str = "always"

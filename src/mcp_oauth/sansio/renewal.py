@@ -56,7 +56,7 @@ from mcp_oauth.sansio.steps import (
     within,
 )
 from mcp_oauth.sansio.token_endpoint import TokenAnswer
-from mcp_oauth.sansio.values import Now, Seed, Value, fingerprint
+from mcp_oauth.sansio.values import Now, Secret, Seed, Value, fingerprint
 
 MOST_POLLS = 36
 """Looks at a busy lock, from 50 ms to 1 s apart: about 30 seconds (RULES 4.4)."""
@@ -86,6 +86,8 @@ class Task(Value, frozen=True):
     """Fingerprint of the refresh token that was judged to be renewed."""
     unlike: str | None
     """Fingerprint of the access token that will not do."""
+    client_secret: Secret | None = None
+    """The one that is configured now, for a pre-registered client: it may have been changed since the login."""
     polls: int = 0
     tries: int = 0
     """Requests that were certainly not processed."""
@@ -199,9 +201,14 @@ State = Locking | Waiting | Looking | Sending | Saving | Confirming | Noting | R
 Out = Step[State, Outcome]
 
 
-def begin(key: str, grant: Grant, *, unlike: str | None, seed: Seed, jitter: float) -> Out:
-    """Renew `grant`, which is `renewable` and stands in the record at `key`."""
-    task = Task(key, seed, jitter, grant.lineage, fingerprint(grant.refresh_token or ""), unlike)
+def begin(
+    key: str, grant: Grant, *, unlike: str | None, seed: Seed, jitter: float, client_secret: str | None = None
+) -> Out:
+    """Renew `grant`, which is `renewable` and stands in the record at `key`.
+
+    `client_secret` is the one configured for a pre-registered client.
+    """
+    task = Task(key, seed, jitter, grant.lineage, fingerprint(grant.refresh_token or ""), unlike, client_secret)
     return _lock(task)
 
 
@@ -278,8 +285,15 @@ def _acquired(task: Task, record: GrantRecord | None, valid_until: float | None,
         return _postponed(task, grant, now, seconds)
     if len(_recent(grant, now)) >= MOST_RENEWALS:
         return _release(_too_often(task, grant))
-    sending = Sending(task, record, grant, now, valid_until)
+    sending = Sending(task, record, _as_configured(task, grant), now, valid_until)
     return _send(sending) if _outlives(valid_until, now) else _release(Outcome())
+
+
+def _as_configured(task: Task, grant: Grant) -> Grant:
+    client = grant.registration
+    if client.kind != "preregistered" or client.auth_method == "none" or task.client_secret is None:
+        return grant
+    return replace(grant, registration=replace(client, client_secret=task.client_secret))
 
 
 def _judged(task: Task, grant: Grant) -> bool:
@@ -371,9 +385,10 @@ def _ambiguous(state: Sending, reason: str, now: Now) -> Out:
 def _refused(state: Sending, refusal: Failure, now: Now) -> Out:
     """Only `invalid_grant` means that the token is dead, and only after a fresh read (RULES 3.2)."""
     grant = state.grant
-    if refusal.oauth_error != "invalid_grant" and not _hopeless(grant, refusal):
-        return _note(state, refusal, now, AFTER_AMBIGUITY, refusals=int(_counts(refusal)))
-    if refusal.oauth_error == "invalid_grant" and _serves(state.task, grant, now):
+    served = _serves(state.task, grant, now)
+    if refusal.oauth_error != "invalid_grant" and (served or not _hopeless(grant, refusal)):
+        return _note(state, refusal, now, AFTER_AMBIGUITY, refusals=int(_counts(refusal) and not served))
+    if refusal.oauth_error == "invalid_grant" and served:
         # Some servers refuse an early renewal only (FN 11): the token at hand lives, so ask again when it does not.
         return _note(state, refusal, now, min((grant.expires_at or now.wall) - now.wall, LONGEST_REST))
     return Await(Confirming(state.task, refusal), Load(state.task.key))
@@ -387,7 +402,9 @@ def _hopeless(grant: Grant, refusal: Failure) -> bool:
 
 
 def _counts(refusal: Failure) -> bool:
-    """The authorization server itself said no; a page of a gateway before it did not."""
+    """The authorization server itself said no: not a page of a gateway before it, and not that it cannot just now."""
+    if refusal.oauth_error in ("temporarily_unavailable", "server_error", "slow_down"):
+        return False
     return refusal.oauth_error is not None or refusal.reason is Reason.CLIENT_REFUSED
 
 

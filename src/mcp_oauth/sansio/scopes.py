@@ -16,12 +16,14 @@ def to_request(
 ) -> Scopes | None:
     """The caller's, else the challenge's, else the resource metadata's, else None: leave the parameter out.
 
-    `offline_access` comes with the latter two where the authorization server lists it, and only there: it is no scope
-    of a resource, whatever the resource says.
+    A limit of the caller's holds for what the server suggests. `offline_access` comes with it where the authorization
+    server lists it, and only there: it is no scope of a resource, whatever the resource says.
     """
     if plan.scopes is not None:
         return plan.scopes or None
-    suggested = tuple(scope for scope in challenged or supported or () if scope != OFFLINE)
+    limit = plan.scope_limit
+    named = challenged or supported or ()
+    suggested = tuple(scope for scope in named if scope != OFFLINE and (limit is None or scope in limit))
     if not suggested:
         return None
     return union(suggested, (OFFLINE,) if OFFLINE in (metadata.scopes_supported or ()) else ())

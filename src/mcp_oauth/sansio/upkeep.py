@@ -272,7 +272,16 @@ def _unchecked(run: Run, record: GrantRecord, error: Failure) -> Out:
 
 def _renew(run: Run, grant: Grant) -> Out:
     seed = run.seed.child("renewal", run.rounds)
-    return _renewed(run, renewal.begin(run.key, grant, unlike=run.need.unlike, seed=seed, jitter=run.plan.jitter))
+    client = run.plan.preregistered
+    step = renewal.begin(
+        run.key,
+        grant,
+        unlike=run.need.unlike,
+        seed=seed,
+        jitter=run.plan.jitter,
+        client_secret=client.client_secret if client else None,
+    )
+    return _renewed(run, step)
 
 
 def _renewed(run: Run, step: Step[renewal.State, Outcome]) -> Out:
@@ -281,7 +290,8 @@ def _renewed(run: Run, step: Step[renewal.State, Outcome]) -> Out:
 
 def _after_renewal(run: Run, outcome: Outcome) -> Out:
     """The new token; or read again: somebody else changed the grant, or it is renewed in vain."""
-    if outcome.token is not None and _will_do(run.need, outcome.token):
+    # What could not be saved goes to the driver in any case: it is the only one that can keep it.
+    if outcome.token is not None and (outcome.unsaved is not None or _will_do(run.need, outcome.token)):
         return Done(outcome)
     in_vain = outcome.token is not None or outcome.failure is not None
     need = replace(run.need, may_renew=not in_vain)
