@@ -52,6 +52,11 @@ format: $(VENV)/.ready ## put the code into the project's form
 conformance: setup ## the official suite, strictly, through each of STACKS (httpx2 httpx)
 	$(VENV)/bin/python -m tests.conformance.run $(STACKS:%=--stack %)
 
+mutation: $(VENV)/.ready ## mutation-test the core (a quarter of an hour); what survives is listed
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group mutation
+	$(VENV)/bin/mutmut run
+	$(VENV)/bin/mutmut results
+
 demo: setup ## a login to a real server, narrated
 	$(VENV)/bin/python -m examples.demo
 
