@@ -19,10 +19,12 @@ from mcp_oauth.sansio.grant import (
 )
 from mcp_oauth.sansio.messages import Response
 from mcp_oauth.sansio.plan import Plan, PreRegistered
+from mcp_oauth.sansio.renewal import MOST_POLLS
 from mcp_oauth.sansio.steps import (
     Acquired,
     Await,
     Because,
+    Busy,
     Conflict,
     Done,
     Event,
@@ -593,3 +595,17 @@ def test_rules_2_18_a_secret_that_was_changed_is_used_and_kept() -> None:
     script: list[Line] = [loaded(before), ("Acquire", Acquired(record(before))), (POST, renewed), ("Save *", Saved())]
     played = run(need("missing"), [*script, RELEASE], "Done renewed at2", plan=plan)
     assert saved(played)[-1].grants[0].registration.client_secret == "changed"
+
+
+@each(
+    "stored",
+    {
+        "RULES-4.4-with-the-still-valid-token-it-does-not-wait-long": (EARLY, 3),
+        "RULES-4.4-without-one-it-does": (OLD, MOST_POLLS),
+    },
+)
+def test_a_busy_lock(stored: tuple[Grant, int]) -> None:
+    one, polls = stored
+    poll: list[Line] = [("Acquire", Busy("pid 7 on host")), ("Sleep *", Woke()), loaded(one)]
+    script = [loaded(one), *poll * polls, ("Acquire", Busy("pid 7 on host"))]
+    run(need("expiring"), script, "Failed renewal-busy")

@@ -18,6 +18,7 @@ from mcp_oauth.sansio.grant import (
     GrantRecord,
     Scopes,
     Token,
+    alive,
     current_grant,
     fresh,
     grant_key,
@@ -215,7 +216,7 @@ def _decide(run: Run, record: GrantRecord | None, now: Now) -> Out:
         return _login_or_nothing(run, record, None, now)
     if run.need.because == "refused":
         return _checked(run, record, resource.begin(run.plan, run.need.resource_metadata), now)
-    return _renew(run, grant)
+    return _renew(run, grant, now)
 
 
 def _ours(run: Run, record: GrantRecord | None) -> Grant | None:
@@ -249,7 +250,7 @@ def _checked(run: Run, record: GrantRecord, step: Step[resource.State, Found], n
         step,
         lambda inner: Checking(run, record, inner),
         lambda found: _still_listed(run, record, found, now),
-        lambda error: _unchecked(run, record, error),
+        lambda error: _unchecked(run, record, error, now),
     )
 
 
@@ -259,18 +260,18 @@ def _still_listed(run: Run, record: GrantRecord, found: Found, now: Now) -> Out:
     listed = found.metadata.authorization_servers if found.metadata else ()
     published = {published for entry, published in run.plan.trusted_issuer if entry in listed}
     if grant is not None and (not listed or grant.issuer in published.union(listed)):
-        return _renew(run, grant)
+        return _renew(run, grant, now)
     return _login_or_nothing(run, record, found, now)
 
 
-def _unchecked(run: Run, record: GrantRecord, error: Failure) -> Out:
+def _unchecked(run: Run, record: GrantRecord, error: Failure, now: Now) -> Out:
     grant = current_grant(record)
     if grant is not None and error.reason is Reason.SERVER_UNAVAILABLE:
-        return _renew(run, grant)
+        return _renew(run, grant, now)
     return Failed(error)
 
 
-def _renew(run: Run, grant: Grant) -> Out:
+def _renew(run: Run, grant: Grant, now: Now) -> Out:
     seed = run.seed.child("renewal", run.rounds)
     client = run.plan.preregistered
     step = renewal.begin(
@@ -280,6 +281,7 @@ def _renew(run: Run, grant: Grant) -> Out:
         seed=seed,
         jitter=run.plan.jitter,
         client_secret=client.client_secret if client else None,
+        hurried=run.need.because == "expiring" and alive(grant, now),
     )
     return _renewed(run, step)
 
