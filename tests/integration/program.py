@@ -370,3 +370,8 @@ def _main(stack: str, url: str, folder: str) -> None:
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])
+
+
+def served(answer: Answer) -> bool:
+    """The tool answered, as the person who has logged in."""
+    return answer.status == 200 and "alice" in answer.text

@@ -27,7 +27,6 @@ from mcp_oauth.store.memory import MemoryStore
 from tests.integration.program import (
     DEAD,
     STACKS,
-    Answer,
     Peer,
     Person,
     Program,
@@ -40,6 +39,7 @@ from tests.integration.program import (
     program,
     registration_in,
     rewrite,
+    served,
     stored,
     verdict,
 )
@@ -109,10 +109,6 @@ def at_the_page() -> Iterator[Waiting]:
 @pytest.fixture
 def login(server: OidcProvider, store: Store, person: Person) -> Program:
     return program("httpx2-sync", server.mcp, store=store, user=person)
-
-
-def served(answer: Answer) -> bool:
-    return answer.status == 200 and "alice" in answer.text
 
 
 @pytest.mark.parametrize("stack", STACKS)

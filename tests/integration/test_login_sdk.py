@@ -13,7 +13,6 @@ from mcp_oauth.store.memory import MemoryStore
 from tests.integration.program import (
     DEAD,
     STACKS,
-    Answer,
     Person,
     Program,
     at_a_browser,
@@ -21,6 +20,7 @@ from tests.integration.program import (
     grant_in,
     nobody,
     program,
+    served,
     server_lost_all,
     verdict,
 )
@@ -32,10 +32,6 @@ LOGIN = [
     "/register",
     "authorization_code",
 ]
-
-
-def served(answer: Answer) -> bool:
-    return answer.status == 200 and "alice" in answer.text
 
 
 @pytest.mark.parametrize("stack", STACKS)

@@ -178,7 +178,7 @@ def _answered(budget: Budget, token: Token | None, event: Answered) -> Out:
         return _ensure(_refused(budget, token, wanted), budget, token, answered=True)
     if event.status == 403 and may_repeat and token is not None and _more(token, wanted):
         # The token was accepted; and a login of this request may have been for a challenge with fewer scopes.
-        need = replace(_refused(budget, token, wanted), because="scope", never_accepted=False, may_login=True)
+        need = replace(_refused(budget, token, wanted), because="scope", never_accepted=False)
         return _ensure(need, budget, token, answered=True)
     return Done(Finished(token if event.ours and event.status != 401 else None))
 
@@ -191,7 +191,6 @@ def _refused(budget: Budget, token: Token | None, wanted: Demand | None) -> Need
         scopes=wanted.scope if wanted else None,
         resource_metadata=wanted.resource_metadata if wanted else (),
         may_renew=not budget.renewed,
-        may_login=not budget.logged_in,
     )
 
 

@@ -28,6 +28,7 @@ from mcp_oauth.sansio.steps import (
     Conflict,
     Done,
     Event,
+    Failed,
     How,
     Load,
     Loaded,
@@ -69,6 +70,11 @@ class Kept(Value, frozen=True):
 
     then: Outcome | Failure
     revoke: Grant | None = None
+
+
+def ending(then: Outcome | Failure) -> Done[Outcome] | Failed:
+    """The last step of a renewal or a login."""
+    return Failed(then) if isinstance(then, Failure) else Done(then)
 
 
 class Keep(Value, frozen=True):

@@ -18,7 +18,7 @@ from mcp_oauth.sansio.client import Ready
 from mcp_oauth.sansio.discovery import Discovered
 from mcp_oauth.sansio.errors import Failure, Reason, failure
 from mcp_oauth.sansio.grant import Grant, GrantRecord, Registration, current_grant
-from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
+from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, ending, grants
 from mcp_oauth.sansio.plan import Plan
 from mcp_oauth.sansio.steps import (
     Allowed,
@@ -420,15 +420,11 @@ def _saving(step: Step[keeping.State, Kept]) -> Out:
 
 
 def _kept(then: Outcome | Failure, revoke: Grant | None) -> Out:
-    return _end(then) if revoke is None else _revoking(then, revocation.begin(revoke))
+    return ending(then) if revoke is None else _revoking(then, revocation.begin(revoke))
 
 
 def _revoking(then: Outcome | Failure, step: Step[revocation.State, tuple[revocation.Revoked, ...]]) -> Out:
-    return within(step, lambda inner: Revoking(then, inner), lambda _: _end(then))
-
-
-def _end(then: Outcome | Failure) -> Out:
-    return Failed(then) if isinstance(then, Failure) else Done(then)
+    return within(step, lambda inner: Revoking(then, inner), lambda _: ending(then))
 
 
 _READY = (Readying, Authorizing, Withdrawing)

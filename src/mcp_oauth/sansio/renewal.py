@@ -25,7 +25,7 @@ from mcp_oauth.sansio.grant import (
     token_of,
     with_grant,
 )
-from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
+from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, ending, grants
 from mcp_oauth.sansio.messages import DEADLINE, Request, Response, retry_after
 from mcp_oauth.sansio.revocation import Revoked
 from mcp_oauth.sansio.steps import (
@@ -498,15 +498,11 @@ def _release(then: After, revoke: Grant | None = None) -> Out:
 def _released(then: After, revoke: Grant | None) -> Out:
     if isinstance(then, Rest):
         return Await(Resting(then.task), Sleep(then.seconds))
-    return _revoking(then, revocation.begin(revoke)) if revoke is not None else _end(then)
+    return _revoking(then, revocation.begin(revoke)) if revoke is not None else ending(then)
 
 
 def _revoking(then: Outcome | Failure, step: Step[revocation.State, tuple[Revoked, ...]]) -> Out:
-    return within(step, lambda inner: Revoking(then, inner), lambda _: _end(then))
-
-
-def _end(then: Outcome | Failure) -> Out:
-    return Failed(then) if isinstance(then, Failure) else Done(then)
+    return within(step, lambda inner: Revoking(then, inner), lambda _: ending(then))
 
 
 TABLE: Table = {
