@@ -1,15 +1,17 @@
-"""The kinds of store that the contract is tried on. Another kind is another line in `SITES`."""
+"""The kinds of store that the contract is tried on, each on the real thing. Another kind is another line here."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from mcp_oauth.store.base import Store
 from mcp_oauth.store.memory import MemoryStore
+from tests.servers import openbao, redis_server, secret_service
 from tests.store.files import FILE
 from tests.store.peer import Peer, Recipe
 
@@ -17,36 +19,77 @@ Again = Callable[[], Store]
 """A store that sees what the others of its site see."""
 
 
-def _memory(tmp_path: Path) -> Again:
-    store = MemoryStore()
-    return lambda: store
+@pytest.fixture(scope="session")
+def openbao_server() -> Iterator[openbao.OpenBao]:
+    with openbao.serving() as server:
+        yield server
 
 
-def _encrypted_file(tmp_path: Path) -> Again:
-    return _recipes["encrypted_file"](tmp_path).store
+@pytest.fixture(scope="session")
+def redis_at() -> Iterator[redis_server.Redis]:
+    with redis_server.serving() as server:
+        yield server
 
 
-# The stores that other processes can reach, and those that end with this one.
-_recipes: dict[str, Callable[[Path], Recipe]] = {
-    "encrypted_file": lambda tmp_path: Recipe(FILE, {"folder": str(tmp_path / "store")}),
-}
-SITES: dict[str, Callable[[Path], Again]] = {"memory": _memory, "encrypted_file": _encrypted_file}
+@pytest.fixture(scope="session")
+def secret_service_bus() -> Iterator[secret_service.SecretService]:
+    with secret_service.serving() as service:
+        yield service
 
 
-@pytest.fixture(params=SITES)
-def again(request: pytest.FixtureRequest, tmp_path: Path) -> Again:
-    return SITES[request.param](tmp_path)
+@pytest.fixture
+def session_bus(secret_service_bus: secret_service.SecretService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real gnome-keyring is the keyring of this process and of those that it starts."""
+    for name, value in secret_service_bus.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def encrypted_file_recipe(tmp_path: Path) -> Recipe:
+    return Recipe(FILE, {"folder": str(tmp_path / "store")})
+
+
+@pytest.fixture
+def keyring_recipe(session_bus: None, tmp_path: Path) -> Recipe:
+    arguments = {"service": f"mcp-oauth-test-{uuid4().hex}", "lock_folder": str(tmp_path / "locks")}
+    return Recipe("mcp_oauth.store.keyring:KeyringStore", arguments)
+
+
+@pytest.fixture
+def vault_recipe(openbao_server: openbao.OpenBao) -> Recipe:
+    arguments = {"url": openbao_server.url, "token": openbao_server.token, "path_prefix": f"test/{uuid4().hex}"}
+    return Recipe("mcp_oauth.store.vault:VaultStore", arguments)
+
+
+@pytest.fixture
+def redis_recipe(redis_at: redis_server.Redis) -> Recipe:
+    arguments = {"url": redis_at.url, "password": "correct horse", "prefix": f"test:{uuid4().hex}"}
+    return Recipe("mcp_oauth.store.redis:RedisStore", arguments)
+
+
+SHARED = ("encrypted_file", "keyring", "vault", "redis")
+"""The stores that other processes can reach; `memory` ends with this one."""
+
+
+@pytest.fixture(params=SHARED)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    """A store that other processes can reach."""
+    made: Recipe = request.getfixturevalue(f"{request.param}_recipe")
+    return made
+
+
+@pytest.fixture(params=("memory", *SHARED))
+def again(request: pytest.FixtureRequest) -> Again:
+    if request.param == "memory":
+        store = MemoryStore()
+        return lambda: store
+    made: Recipe = request.getfixturevalue(f"{request.param}_recipe")
+    return made.store
 
 
 @pytest.fixture
 def store(again: Again) -> Store:
     return again()
-
-
-@pytest.fixture(params=_recipes)
-def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Recipe:
-    """A store that other processes can reach."""
-    return _recipes[request.param](tmp_path)
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ from mcp_oauth.sansio.steps import (
 from mcp_oauth.sansio.values import Now
 from mcp_oauth.store import base
 from mcp_oauth.store.base import Store, Stored, StoreError
+from mcp_oauth.store.lease import elapsed
 
 IssuerPolicy = Callable[[str, str, "tuple[str, ...] | None"], bool]
 """(server URL, issuer, scopes) -> whether to log in there (RULES 2.9)."""
@@ -78,15 +79,7 @@ class Clock(Protocol):
 
 def now() -> Now:
     """Both clocks of the process. The second one counts the time in which the machine is suspended, where it can."""
-    return Now(time.time(), _elapsed())
-
-
-def _elapsed() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-if not hasattr(time, "CLOCK_BOOTTIME"):
-    _elapsed = time.monotonic
+    return Now(time.time(), elapsed())
 
 
 class WallClock:

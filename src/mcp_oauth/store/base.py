@@ -78,6 +78,13 @@ class Lease(Protocol):
         """True for a lock of the system: a previous holder that did not release it is certainly dead."""
         ...
 
+    def extend(self) -> bool:
+        """Let the lease run anew from now on; False: it is lost. A lock of the system just stays held.
+
+        Raises `StoreError`.
+        """
+        ...
+
     def __enter__(self) -> Lease: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -94,6 +101,10 @@ class ProcessLease:
         """Leaving the context calls `release`, once, and only in the process that made this."""
         self._release: Callable[[], None] | None = release
         self._process = os.getpid()
+
+    def extend(self) -> bool:
+        """It does not lapse."""
+        return True
 
     def __enter__(self) -> ProcessLease:
         return self

@@ -23,13 +23,11 @@ import contextlib
 import errno
 import os
 import re
-import socket
 import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +49,7 @@ from .base import (
     StoreFullError,
     UnsafePlaceError,
 )
+from .lease import Holder, this_process
 
 GUARD_SECONDS = 10.0
 RESERVE_BYTES = 64 * 1024
@@ -60,17 +59,6 @@ _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _HEADER = "store"
 _RECORD = re.compile(r"[0-9a-f]{64}\.record")
 _OWNER_OF = {".next": ".lock", ".tmp": ".guard"}
-
-
-class Holder(msgspec.Struct, frozen=True):
-    """The note beside a lock."""
-
-    pid: int
-    host: str
-    since: str
-
-    def __str__(self) -> str:
-        return f"pid {self.pid} on {self.host} since {self.since}"
 
 
 class _Opened(NamedTuple):
@@ -327,8 +315,7 @@ class EncryptedFileStore:
         _discard(self._path(slot, ".next"))
 
     def _note_holder(self, slot: str) -> None:
-        since = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        note = msgspec.json.encode(Holder(os.getpid(), socket.gethostname(), since))
+        note = msgspec.json.encode(this_process())
         with os.fdopen(_create(self._path(slot, ".holder")), "wb") as file:
             file.write(note)
 
