@@ -53,6 +53,7 @@ _unsaved: dict[tuple[str, str], GrantRecord] = {}
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unsaved.clear)  # two processes must not own one rotating token
 
+Key = tuple[str, str, str]
 S = TypeVar("S")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -179,17 +180,22 @@ class BaseOAuth(ABC):
         """`authorize` for a task of asyncio or trio."""
         return _token(await self.ensure_async(Need("forced" if force else "asked")))
 
-    def logout(self) -> LoggedOut:
-        """Revoke the tokens, forget the grant, and say what the server said (RULES 3.8). Raises `TokenStorageError`."""
+    def logout(self, *, revoke: bool = True) -> LoggedOut:
+        """Revoke the tokens, forget the grant, and say what the server said (RULES 3.8). Raises `TokenStorageError`.
+
+        `revoke=False`: forget it here only, and tell no server.
+        """
+        key, work = self._logging_out(revoke)
         try:
-            return _value(FLIGHTS.wait(self._flight_key("logout"), self._logout)[0])
+            return _value(FLIGHTS.wait(key, work)[0])
         finally:
             self._token = None
 
-    async def alogout(self) -> LoggedOut:
+    async def alogout(self, *, revoke: bool = True) -> LoggedOut:
         """`logout` for a task of asyncio or trio."""
+        key, work = self._logging_out(revoke)
         try:
-            return _value((await FLIGHTS.wait_async(self._flight_key("logout"), self._logout))[0])
+            return _value((await FLIGHTS.wait_async(key, work))[0])
         finally:
             self._token = None
 
@@ -238,7 +244,7 @@ class BaseOAuth(ABC):
                 trip.needs_user()
         return trip.result
 
-    def _flight_key(self, purpose: str) -> tuple[str, str, str]:
+    def _flight_key(self, purpose: str) -> Key:
         return self._store.identity, self._key, purpose
 
     def _could_login(self, need: Need) -> bool:
@@ -268,12 +274,17 @@ class BaseOAuth(ABC):
             self.pin(end.value, unsaved)
         return _Landed(end, self._could_login(need))
 
-    def _logout(self, flight: Flight) -> Done[LoggedOut] | Failed:
+    def _logging_out(self, revoke: bool) -> tuple[Key, Callable[[Flight], Done[LoggedOut] | Failed]]:
         pin = (self._store.identity, self._key)
-        end = self._run(flight, logout.begin(self._plan, Seed(os.urandom(32)), _unsaved.get(pin)), logout.advance)
-        if isinstance(end, Done):  # else the grant lives on, and is still to be saved
-            _pin(pin, None)
-        return end
+
+        def work(flight: Flight) -> Done[LoggedOut] | Failed:
+            step = logout.begin(self._plan, Seed(os.urandom(32)), _unsaved.get(pin), revoke=revoke)
+            end = self._run(flight, step, logout.advance)
+            if isinstance(end, Done):  # else the grant lives on, and is still to be saved
+                _pin(pin, None)
+            return end
+
+        return self._flight_key("logout" if revoke else "forget here"), work
 
     def _forget_client(self, flight: Flight) -> Done[tuple[str, ...]] | Failed:
         return self._run(flight, forgetting.begin(self._plan, Seed(os.urandom(32))), forgetting.advance)

@@ -66,6 +66,8 @@ class Run(Value, frozen=True):
     server_url: str
     account: str
     seed: Seed
+    revoke: bool = True
+    """False: no server is told."""
     saves: int = 0
     grants: tuple[Grant, ...] = ()
     """Those still to be ended."""
@@ -128,10 +130,13 @@ State = Reading | Burying | Revoking | Counting | Leaving | Unregistering
 Out = Step[State, LoggedOut]
 
 
-def begin(plan: Plan, seed: Seed, unsaved: GrantRecord | None = None) -> Out:
-    """Log out of a server, as an account: all its grants, those too that the store would not take (RULES 4.11)."""
+def begin(plan: Plan, seed: Seed, unsaved: GrantRecord | None = None, *, revoke: bool = True) -> Out:
+    """Log out of a server, as an account: all its grants, those too that the store would not take (RULES 4.11).
+
+    Without `revoke` it is forgotten here only: no server is told, and the registration stays for the next login.
+    """
     grants = unsaved.grants if unsaved is not None else ()
-    run = Run(grant_key(plan.server_url, plan.account), plan.server_url, plan.account, seed, grants=grants)
+    run = Run(grant_key(plan.server_url, plan.account), plan.server_url, plan.account, seed, revoke, grants=grants)
     return Await(Reading(run), Load(run.key))
 
 
@@ -187,7 +192,7 @@ def _newest(unsaved: tuple[Grant, ...], stored: tuple[Grant, ...]) -> tuple[Gran
 
 
 def _next(run: Run) -> Out:
-    if not run.grants:
+    if not (run.grants and run.revoke):
         return Done(run.result)
     return _revoking(run, revocation.begin(run.grants[0]))
 
