@@ -21,6 +21,8 @@ from mcp_oauth.sansio.steps import (
     Conflict,
     Effect,
     Event,
+    Extend,
+    Extended,
     Listen,
     Listening,
     Load,
@@ -38,7 +40,7 @@ from mcp_oauth.sansio.steps import (
     UserFailed,
     Woke,
 )
-from mcp_oauth.store.base import Held, StoreError
+from mcp_oauth.store.base import Held, ProcessLease, StoreError
 from mcp_oauth.store.memory import MemoryStore
 
 RECORD = GrantRecord("r1", "https://mcp.example/mcp", "")
@@ -144,6 +146,36 @@ def test_the_lock_is_tried_once_and_ends_with_the_machine() -> None:
         assert holder.perform(Acquire("key")) == Acquired(RECORD)
         assert holder.perform(Release()) == Released()
         assert holder.perform(Release()) == Released()
+
+
+class Leased(MemoryStore):
+    """Its locks lapse."""
+
+    def __init__(self, *extends: bool) -> None:
+        super().__init__()
+        self.extends = list(extends)
+
+    def try_lock(self, key: str) -> Any:
+        store = self
+
+        class Lease(ProcessLease):
+            valid_until = 13.0
+            exclusive = False
+
+            def extend(self) -> bool:
+                self.valid_until = 26.0
+                return store.extends.pop(0)
+
+        return Lease(lambda: None)
+
+
+def test_RULES_4_9_a_lease_is_extended_until_it_is_lost() -> None:
+    events = perform(ports(Leased(True, False)), Acquire("key"), Extend(), Extend())
+    assert events == [Acquired(None, 13.0, exclusive=False), Extended(26.0), Extended(None)]
+
+
+def test_without_a_lease_nothing_is_extended() -> None:
+    assert perform(ports(), Extend()) == [Extended(None)]
 
 
 def test_the_lock_ends_however_the_machine_ends() -> None:

@@ -20,6 +20,7 @@ from mcp_oauth.sansio.errors import Reason, failure
 from mcp_oauth.sansio.grant import (
     Grant,
     GrantRecord,
+    Intent,
     LoginClaim,
     Record,
     Registration,
@@ -42,6 +43,7 @@ from mcp_oauth.sansio.steps import (
     Effect,
     Ensured,
     Event,
+    Extended,
     How,
     Listen,
     Listening,
@@ -200,6 +202,9 @@ class World:
     def _acquired(self, effect: Any) -> Acquired:
         lease = self.pick(None, self.now.elapsed + 30.0, self.now.elapsed + 5.0)
         return Acquired(self.record(effect.key), lease, lease is None)
+
+    def _extended(self, effect: Effect) -> Extended:
+        return Extended(self.pick(self.now.elapsed + 30.0, self.now.elapsed + 5.0, None))
 
     def _busy(self, effect: Effect) -> Busy:
         return Busy("pid 1 on host")
@@ -366,8 +371,14 @@ class World:
             replace(base, logged_out=True, login=None, grants=()),
             replace(base, grants=(self.grant(),), login=self.pick(base.login, None)),
             replace(base, grants=()),
+            replace(base, intent=self.intent(base.grants[-1])) if base.grants else base,
             base,
         )
+
+    def intent(self, grant: Grant) -> Intent:
+        presented = fingerprint(grant.refresh_token or "")
+        until = self.now.wall + self.pick(10.0, -10.0, -100.0)
+        return Intent(f"theirs-{self.events}", presented, "pid 2 on host", until)
 
     def claim(self) -> LoginClaim:
         return LoginClaim("theirs", "pid 2 on host", self.now.wall + self.pick(15.0, 400.0, -1.0))

@@ -142,10 +142,11 @@ def _client(world: World) -> Any:
 
 def _renewal(world: World) -> Any:
     grant = replace(world.grant(), refused=None, refresh_token=world.canary("refresh-token"))
-    record = GrantRecord("revision", SERVER, "", (grant,), grant.issuer)
+    intent = world.pick(None, world.intent(grant))
+    record = GrantRecord("revision", SERVER, "", (grant,), grant.issuer, intent=intent)
     world.stored[KEY] = world.pick(record, record, world.varied(KEY, record))
     unlike = world.pick(None, fingerprint(grant.access_token))
-    return renewal.begin(KEY, grant, unlike=unlike, seed=SEED, jitter=world.pick(0.0, 0.7))
+    return renewal.begin(KEY, grant, unlike=unlike, seed=SEED, jitter=world.pick(0.0, 0.7), holder="us")
 
 
 def _login(world: World) -> Any:

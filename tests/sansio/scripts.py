@@ -247,6 +247,7 @@ def _record(value: Any) -> str:
     """`*as(at1 rt1 dead)`: the grants, `*` before the one in use; `+5s` when the next attempt may be made."""
     parts = [("*" if value.current == one.issuer else "") + _grant(one) for one in value.grants]
     parts += [f"claim {value.login.id}"] if value.login else []
+    parts += [f"intent {name_of_presented(value.intent.presented)} of {value.intent.holder}"] if value.intent else []
     return " ".join(parts)
 
 
@@ -269,6 +270,10 @@ def _need(need: Need) -> str:
     parts += [] if need.may_renew else ["no renewal"]
     parts += [] if need.may_login else ["no login"]
     return ", ".join(parts)
+
+
+def name_of_presented(presented: str) -> str:
+    return next(f"rt{n}" for n in range(30) if parent(n) == presented)
 
 
 def name_of(value: str) -> str:

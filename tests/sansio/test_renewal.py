@@ -11,14 +11,15 @@ from msgspec.structs import replace
 
 from mcp_oauth.sansio import renewal
 from mcp_oauth.sansio.errors import Failure, Reason
-from mcp_oauth.sansio.grant import Grant, GrantRecord, LoginClaim, Registration, RegistrationRecord
-from mcp_oauth.sansio.messages import DEADLINE, Response
+from mcp_oauth.sansio.grant import Grant, GrantRecord, Intent, LoginClaim, Registration, RegistrationRecord
+from mcp_oauth.sansio.messages import Response
 from mcp_oauth.sansio.steps import (
     Acquired,
     Await,
     Busy,
     Conflict,
     Event,
+    Extended,
     Loaded,
     Misuse,
     Release,
@@ -65,7 +66,7 @@ EARLY = grant(1, left=30)
 
 
 def begin(one: Grant = OLD, *, refused: str | None = None, seed: Seed = SEED, jitter: float = 0.0) -> renewal.Out:
-    return renewal.begin(KEY, one, unlike=refused, seed=seed, jitter=jitter)
+    return renewal.begin(KEY, one, unlike=refused, seed=seed, jitter=jitter, holder="us")
 
 
 def renew(
@@ -220,31 +221,6 @@ def test_rules_4_4_polls_grow_from_50_ms_to_1_s_with_jitter(seed: Seed) -> None:
 def test_store_fails_on_the_lock() -> None:
     run = play(renewal, begin(), [("Acquire", FULL)], "Failed store-failed")
     assert error_of(run).message == "disk full"
-
-
-@table(
-    "left, then",
-    {
-        "RULES-4.9-outlives-the-deadline": (DEADLINE, POST),
-        "RULES-4.9-does-not": (DEADLINE - 0.001, "Done none"),
-        "RULES-4.9-lapsed": (-1.0, "Done none"),
-    },
-)
-def test_lease(left: float, then: str) -> None:
-    lease = Acquired(record(OLD), valid_until=NOW.elapsed + left, exclusive=False)
-    play(renewal, begin(), [("Acquire", lease), *[RELEASE] * then.startswith("Done")], then)
-
-
-@table(
-    "passed, then",
-    {
-        "RULES-4.9-lease-lasts-for-the-second-one": (3.0, POST),
-        "RULES-4.9-lease-does-not": (3.1, "Save r0: *as(at1 rt1 +8.1s)"),
-    },
-)
-def test_lease_before_the_second_presentation(passed: float, then: str) -> None:
-    lease = Acquired(record(OLD), valid_until=NOW.elapsed + 13, exclusive=False)
-    play(renewal, begin(), [("Acquire", lease), (POST, LOST, passed)], then)
 
 
 # --- Early renewal: the leeway ----------------------------------------------------------------------------------------
@@ -589,21 +565,26 @@ def test_rules_4_11_a_store_that_fails_costs_no_token() -> None:
 def everything() -> Run:
     """The longest run there is."""
     polls: list[Line] = [("Acquire", BUSY), ("Sleep *", Woke()), ("Load", Loaded(record(OLD)))]
-    acquired: Line = ("Acquire", Acquired(record(OLD)))
-    rests: list[Line] = [acquired, (POST, LOST), (POST, UNSENT), ("Save *", Saved()), RELEASE, ("Sleep *", Woke())]
+    lease, intent = NOW.elapsed + 99, ("Save *", Saved())
+    sent: list[Line] = [("Acquire", Acquired(record(OLD), lease, exclusive=False)), intent]
+    sent += [(POST, LOST), ("Extend", Extended(lease))]
+    rests: list[Line] = [*sent, (POST, UNSENT), ("Save *", Saved()), RELEASE, ("Sleep *", Woke())]
+    for n in range(3):
+        theirs = record(OLD, intent=Intent(f"a{n}", parent(1), "pid 7 on host", NOW.wall))
+        rests += [("Acquire", Acquired(theirs, lease, exclusive=False)), RELEASE, ("Sleep 13", Woke())]
     moved = [record(replace(OLD, next_attempt_at=float(n)), revision=f"r{n + 1}") for n in range(6)]
     saves: list[Line] = [("Save *", Conflict(one)) for one in moved]
     saves += [("Save *", FULL), ("Load", Loaded(record(OLD)))]
     saves += [("Save *", FULL), ("Load", Loaded(record(logged_out=True)))]
     revoked: list[Line] = [("POST as.example/revoke *", Response(503)), ("Sleep *", Woke())]
     revoked += [("POST as.example/revoke *", Response(503))]
-    script = [*polls * 36, *rests * 3, acquired, (POST, LOST), (POST, tokens(2)), *saves, RELEASE, *revoked * 2]
+    script = [*polls * 36, *rests[:8] * 2, *rests, *sent, (POST, tokens(2)), *saves, RELEASE, *revoked * 2]
     return play(renewal, begin(), script, "Failed logged-out")
 
 
 def test_bound_reached() -> None:
-    assert len(everything().events) == renewal.MOST_EFFECTS == 146
-    assert len(saved(everything())) == 11  # RULES 4.2: and no revision recurs
+    assert len(everything().events) == renewal.MOST_EFFECTS == 163
+    assert len(saved(everything())) == 15  # RULES 4.2: and no revision recurs
 
 
 def test_no_lock_is_held_while_waiting() -> None:

@@ -20,6 +20,8 @@ from mcp_oauth.sansio.steps import (
     Conflict,
     Effect,
     Event,
+    Extend,
+    Extended,
     Listen,
     Listening,
     Load,
@@ -40,7 +42,7 @@ from mcp_oauth.sansio.steps import (
 )
 from mcp_oauth.sansio.values import Now
 from mcp_oauth.store import base
-from mcp_oauth.store.base import Store, Stored, StoreError
+from mcp_oauth.store.base import Lease, Store, Stored, StoreError
 from mcp_oauth.store.lease import elapsed
 
 IssuerPolicy = Callable[[str, str, "tuple[str, ...] | None"], bool]
@@ -120,7 +122,8 @@ class Ports:
         self._user = user
         self._clock = clock
         self._allow_issuer = allow_issuer
-        self._lease = ExitStack()
+        self._held = ExitStack()
+        self._lease: Lease | None = None
         self._listener = ExitStack()
         self._session: UserSession | None = None
         self.tell = tell
@@ -135,13 +138,13 @@ class Ports:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        with self._listener, self._lease:
+        with self._listener, self._held:
             pass
 
     def perform(self, effect: Effect) -> Event:
         """Do what an effect says. `Send`, `Proceed` and `Ensure` are the driver's own. Raises `Stopped`."""
         match effect:
-            case Load() | Save() | Acquire() | Release():
+            case Load() | Save() | Acquire() | Extend() | Release():
                 return self._perform_in_store(effect)
             case Listen() | OpenBrowser() | AskIssuer():
                 return self._perform_for_user(effect)
@@ -151,7 +154,7 @@ class Ports:
             case _:
                 raise TypeError(f"no driver for {type(effect).__name__}")
 
-    def _perform_in_store(self, effect: Load | Save | Acquire | Release) -> Event:
+    def _perform_in_store(self, effect: Load | Save | Acquire | Extend | Release) -> Event:
         try:
             match effect:
                 case Load(key):
@@ -160,8 +163,10 @@ class Ports:
                     return self._save(effect)
                 case Acquire(key):
                     return self._acquire(key)
+                case Extend():
+                    return self._extend()
                 case Release():
-                    self._lease.close()
+                    self._held.close()
                     return Released()
         except StoreError as error:
             return StoreFailed(str(error))
@@ -199,8 +204,13 @@ class Ports:
         with ExitStack() as held:
             held.enter_context(lease)
             record = _record(self._store.load(key), key)
-            self._lease.push(held.pop_all())
+            self._held.push(held.pop_all())
+            self._lease = lease
         return Acquired(record, lease.valid_until, lease.exclusive)
+
+    def _extend(self) -> Event:
+        lease = self._lease
+        return Extended(lease.valid_until if lease is not None and lease.extend() else None)
 
     # --- The person -----------------------------------------------------------------------------------------------
 

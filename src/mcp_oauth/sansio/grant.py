@@ -90,6 +90,19 @@ class LoginClaim(Value, frozen=True):
     """Wall seconds at which another may take over."""
 
 
+class Intent(Value, frozen=True):
+    """A refresh token is about to be sent, under a lock that may lapse (RULES 4.7)."""
+
+    shown = ("attempt", "presented", "holder", "send_until")
+
+    attempt: str
+    presented: str
+    """Fingerprint of the refresh token."""
+    holder: str
+    send_until: float
+    """Wall seconds after which its holder does not send it any more."""
+
+
 class GrantRecord(Value, frozen=True, tag="grants-1"):
     """All that is kept for one (server URL, account)."""
 
@@ -108,6 +121,8 @@ class GrantRecord(Value, frozen=True, tag="grants-1"):
     """The server once published protected resource metadata (RULES 2.8)."""
     allowed_issuers: tuple[str, ...] = ()
     login: LoginClaim | None = None
+    intent: Intent | None = None
+    """Only in stores whose locks lapse; it is over when a grant is put into the record."""
     no_login_before: float | None = None
     """Wall seconds; a login that was denied or did not help is not repeated unasked (RULES 3.4)."""
     denied_scopes: tuple[Scopes, ...] = ()
@@ -201,7 +216,7 @@ def current_grant(record: GrantRecord | None) -> Grant | None:
 def with_grant(record: GrantRecord, grant: Grant) -> GrantRecord:
     """The record with this grant as the one in use; those of other issuers stay."""
     others = tuple(other for other in record.grants if other.issuer != grant.issuer)
-    return replace(record, grants=(*others, grant), current=grant.issuer, logged_out=False)
+    return replace(record, grants=(*others, grant), current=grant.issuer, logged_out=False, intent=None)
 
 
 def leeway(obtained_at: float, expires_at: float, jitter: float) -> float:

@@ -1,6 +1,9 @@
-"""The machine that renews one grant under the store's lock (RULES 4.4 to 4.12): at most 146 effects, normally 4.
+"""The machine that renews one grant under the store's lock (RULES 4.4 to 4.12): at most 163 effects, normally 4.
 
     Acquire -> Send(refresh) -> Save -> Release
+
+Where the lock is a lease, which may lapse while its holder sleeps, an intent is saved before the request, and the
+lease is extended before it is repeated: whoever comes next waits until it cannot be under way any more.
 
 Each rule of it was found by experiment: read again under the lock, and stop if a peer was faster; a refusal counts
 only after a fresh read; a save is judged by its revision alone; what was certainly not processed is tried again
@@ -17,6 +20,7 @@ from mcp_oauth.sansio.errors import Failure, Reason, failure
 from mcp_oauth.sansio.grant import (
     Grant,
     GrantRecord,
+    Intent,
     Token,
     alive,
     current_grant,
@@ -36,6 +40,8 @@ from mcp_oauth.sansio.steps import (
     Conflict,
     Done,
     Event,
+    Extend,
+    Extended,
     Failed,
     Load,
     Loaded,
@@ -72,17 +78,25 @@ MOST_REFUSALS = 3
 """Refusals in a row, by OAuth errors other than invalid_grant, after which only a login helps (FN 5)."""
 MOST_RENEWALS = 30
 """Renewals of one grant in a minute (RULES 3.4)."""
-MOST_EFFECTS = 3 * MOST_POLLS + 6 * len(RETRIES) + 3 + keeping.MOST_EFFECTS + 1 + revocation.MOST_EFFECTS
+INTENT_SECONDS = DEADLINE + 3.0
+"""An intent is good for a request with its deadline, and waited for as long (RULES 4.8)."""
+MOST_SKEW = 60.0
+"""Seconds by which the clocks of two machines may differ: an intent that is over for longer is not waited for."""
+MOST_INTENTS = 3
+"""Intents of others that are waited for."""
+MOST_EFFECTS = 3 * (MOST_POLLS + MOST_INTENTS) + 8 * len(RETRIES) + 6 + keeping.MOST_EFFECTS + revocation.MOST_EFFECTS
 
 
 class Task(Value, frozen=True):
     """What is to be renewed."""
 
-    shown = ("key", "polls", "tries")
+    shown = ("key", "polls", "tries", "rests")
 
     key: str
     seed: Seed
     jitter: float
+    holder: str
+    """How others see who renews."""
     lineage: str
     presented: str
     """Fingerprint of the refresh token that was judged to be renewed."""
@@ -94,6 +108,10 @@ class Task(Value, frozen=True):
     polls: int = 0
     tries: int = 0
     """Requests that were certainly not processed."""
+    rests: int = 0
+    """Times that it started again."""
+    intents: tuple[str, ...] = ()
+    """Others' intents that were waited for."""
 
 
 class Rest(Value, frozen=True):
@@ -134,6 +152,18 @@ class Looking(Value, frozen=True, tag="renewal.Looking"):
     holder: str
 
 
+class Intending(Value, frozen=True, tag="renewal.Intending"):
+    """That the refresh token is about to be sent is being saved, and with it proved that the store can be written."""
+
+    shown = ("task",)
+
+    task: Task
+    record: GrantRecord
+    grant: Grant
+    valid_until: float
+    """Elapsed seconds at which the lease lapses."""
+
+
 class Sending(Value, frozen=True, tag="renewal.Sending"):
     """The refresh token is on its way."""
 
@@ -143,10 +173,19 @@ class Sending(Value, frozen=True, tag="renewal.Sending"):
     record: GrantRecord
     grant: Grant
     sent: Now
-    valid_until: float | None
-    """Elapsed seconds at which the lock lapses; None: it does not."""
+    lease: bool = False
+    """The lock may lapse."""
     again: bool = False
     """The answer to the first request was lost."""
+
+
+class Extending(Value, frozen=True, tag="renewal.Extending"):
+    """The answer was lost, and the lease must last for another one."""
+
+    shown = ("sending", "reason")
+
+    sending: Sending
+    reason: str
 
 
 class Saving(Value, frozen=True, tag="renewal.Saving"):
@@ -200,7 +239,20 @@ class Revoking(Value, frozen=True, tag="renewal.Revoking"):
     inner: revocation.State
 
 
-State = Locking | Waiting | Looking | Sending | Saving | Confirming | Noting | Releasing | Resting | Revoking
+State = (
+    Locking
+    | Waiting
+    | Looking
+    | Intending
+    | Sending
+    | Extending
+    | Saving
+    | Confirming
+    | Noting
+    | Releasing
+    | Resting
+    | Revoking
+)
 Out = Step[State, Outcome]
 
 
@@ -211,17 +263,18 @@ def begin(
     unlike: str | None,
     seed: Seed,
     jitter: float,
+    holder: str,
     client_secret: str | None = None,
     hurried: bool = False,
 ) -> Out:
     """Renew `grant`, which is `renewable` and stands in the record at `key`.
 
-    `client_secret` is the one configured for a pre-registered client; `hurried`: the token at hand still serves, so
-    do not wait long for the lock.
+    `holder` is how others see who renews; `client_secret` the one configured for a pre-registered client; `hurried`:
+    the token at hand still serves, so do not wait long for the lock.
     """
     presented = fingerprint(grant.refresh_token or "")
     polls = HURRIED_POLLS if hurried else MOST_POLLS
-    task = Task(key, seed, jitter, grant.lineage, presented, unlike, client_secret, polls)
+    task = Task(key, seed, jitter, holder, grant.lineage, presented, unlike, client_secret, polls)
     return _lock(task)
 
 
@@ -230,6 +283,10 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
     match state, event:
         case Locking(task), Acquired(record, valid_until):
             return _acquired(task, grants(record), valid_until, now)
+        case Intending(), Saved():
+            return _intended(state, now)
+        case Intending(), Conflict():
+            return _release(Outcome())
         case Locking(task), Busy(holder):
             return _busy(task, holder)
         case Waiting(task, holder), Woke():
@@ -241,6 +298,10 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
             return _answered(state, event, now)
         case Sending(), SendFailed(reason, may_have_arrived):
             return _unanswered(state, reason, may_have_arrived, now)
+        case Extending(sending, reason), Extended(valid_until):
+            return _extended(sending, reason, valid_until, now)
+        case Extending(sending, reason), StoreFailed():
+            return _lost(sending, reason, now)
         case Saving(inner), _:
             return _saving(keeping.advance(inner, event, now=now))
         case Confirming(task, refusal), Loaded(record):
@@ -250,12 +311,12 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
         case Releasing(then, revoke), Released():
             return _released(then, revoke)
         case Resting(task), Woke():
-            return _lock(task)
+            return _lock(replace(task, rests=task.rests + 1))
         case Revoking(then, inner), _:
             return _revoking(then, revocation.advance(inner, event))
         case ((Locking() | Looking()), StoreFailed(reason)):
             return Failed(failure(Reason.STORE_FAILED, reason))
-        case Confirming(), StoreFailed(reason):
+        case ((Confirming() | Intending()), StoreFailed(reason)):
             return _release(failure(Reason.STORE_FAILED, reason))
         case _:
             raise Misuse(state, event)
@@ -298,8 +359,12 @@ def _acquired(task: Task, record: GrantRecord | None, valid_until: float | None,
         return _postponed(task, grant, now, seconds)
     if len(_recent(grant, now)) >= MOST_RENEWALS:
         return _release(_too_often(task, grant))
-    sending = Sending(task, record, _as_configured(task, grant), now, valid_until)
-    return _send(sending) if _outlives(valid_until, now) else _release(Outcome())
+    grant = _as_configured(task, grant)
+    return (
+        _send(Sending(task, record, grant, now))
+        if valid_until is None
+        else _intend(task, record, grant, valid_until, now)
+    )
 
 
 def _as_configured(task: Task, grant: Grant) -> Grant:
@@ -335,9 +400,52 @@ def _too_often(task: Task, grant: Grant) -> Outcome | Failure:
     return failure(Reason.RENEWAL_TOO_OFTEN, f"{MOST_RENEWALS} renewals within a minute")
 
 
+# --- The intent, where the lock is a lease ----------------------------------------------------------------------------
+
+
+def _intend(task: Task, record: GrantRecord, grant: Grant, valid_until: float, now: Now) -> Out:
+    """Say what is going to be sent, before it is (RULES 4.7); or wait for who said so before."""
+    theirs = record.intent
+    if theirs is not None and _under_way(task, theirs, now):
+        return _await_theirs(task, grant, theirs, now)
+    attempt = task.seed.text("intent", task.rests)
+    mine = Intent(attempt, task.presented, task.holder, now.wall + INTENT_SECONDS)
+    intended = replace(record, intent=mine, revision=task.seed.text("intended", task.rests))
+    return Await(Intending(task, intended, grant, valid_until), Save(task.key, intended, record.revision))
+
+
+def _under_way(task: Task, theirs: Intent, now: Now) -> bool:
+    """It may still be sent, as far as anybody can tell who has not watched it for long enough (RULES 4.8)."""
+    same = theirs.presented == task.presented and theirs.attempt not in task.intents
+    return same and now.wall <= theirs.send_until + MOST_SKEW
+
+
+def _await_theirs(task: Task, grant: Grant, theirs: Intent, now: Now) -> Out:
+    """By our own clock, since theirs may be another."""
+    if _serves(task, grant, now):
+        return _release(Outcome("stored", token_of(grant)))
+    if len(task.intents) == MOST_INTENTS:
+        return _release(failure(Reason.RENEWAL_BUSY, f"the grant is being renewed by {theirs.holder}"))
+    return _release(Rest(replace(task, intents=(*task.intents, theirs.attempt)), INTENT_SECONDS))
+
+
+def _intended(state: Intending, now: Now) -> Out:
+    """Send only if the lease outlives the deadline, by both clocks (RULES 4.9)."""
+    in_time = state.record.intent is not None and now.wall + DEADLINE <= state.record.intent.send_until
+    if not (in_time and _outlives(state.valid_until, now)):
+        return _release(Outcome())
+    return _send(Sending(state.task, state.record, state.grant, now, lease=True))
+
+
 def _outlives(valid_until: float | None, now: Now) -> bool:
-    """The lock lasts until the answer must be there (RULES 4.9)."""
-    return valid_until is None or now.elapsed + DEADLINE <= valid_until
+    """The lease lasts until the answer must be there; None: it is lost."""
+    return valid_until is not None and now.elapsed + DEADLINE <= valid_until
+
+
+def _extended(sending: Sending, reason: str, valid_until: float | None, now: Now) -> Out:
+    if _outlives(valid_until, now):
+        return _send(replace(sending, sent=now, again=True))
+    return _lost(sending, reason, now)
 
 
 # --- The request ------------------------------------------------------------------------------------------------------
@@ -388,8 +496,14 @@ def _not_processed(state: Sending, reason: str, seconds: float, now: Now) -> Out
 
 def _ambiguous(state: Sending, reason: str, now: Now) -> Out:
     """It may have been processed: present it once more at once, within the server's grace (RULES 3.3)."""
-    if not state.again and _outlives(state.valid_until, now):
-        return _send(replace(state, sent=now, again=True))
+    if state.again:
+        return _lost(state, reason, now)
+    if state.lease:
+        return Await(Extending(state, reason), Extend())
+    return _send(replace(state, sent=now, again=True))
+
+
+def _lost(state: Sending, reason: str, now: Now) -> Out:
     message = f"the answer to the renewal was lost: {reason}"
     error = failure(Reason.RENEWAL_AMBIGUOUS, message, url=state.grant.token_endpoint)
     return _note(state, error, now, AFTER_AMBIGUITY)
@@ -433,7 +547,7 @@ def _note(state: Sending, then: After, now: Now, seconds: float, refusals: int =
 
 
 def _next_revision(task: Task, record: GrantRecord) -> GrantRecord:
-    return replace(record, revision=task.seed.text("revision", task.tries))
+    return replace(record, revision=task.seed.text("revision", task.rests))
 
 
 def _postponed(task: Task, grant: Grant, now: Now, seconds: float) -> Out:
@@ -467,7 +581,7 @@ def _renewed(state: Sending, answer: TokenAnswer, now: Now) -> Out:
         renewals=(*_recent(old, now), now.wall),
     )
     task = state.task
-    keep = Keep(task.key, "renewed", grant, task.seed.child("keep", task.tries), task.unlike)
+    keep = Keep(task.key, "renewed", grant, task.seed.child("keep", task.rests), task.unlike)
     return _saving(keeping.begin(keep, state.record, state.record.revision))
 
 
@@ -508,14 +622,16 @@ def _revoking(then: Outcome | Failure, step: Step[revocation.State, tuple[Revoke
 TABLE: Table = {
     Locking: (
         (Acquire,),
-        {Acquired: (Releasing, Sending), Busy: (Waiting, Failed), StoreFailed: (Failed,)},
+        {Acquired: (Releasing, Intending, Sending), Busy: (Waiting, Failed), StoreFailed: (Failed,)},
     ),
     Waiting: ((Sleep,), {Woke: (Looking,)}),
     Looking: ((Load,), {Loaded: (Locking, Done), StoreFailed: (Failed,)}),
+    Intending: ((Save,), {Saved: (Sending, Releasing), Conflict: (Releasing,), StoreFailed: (Releasing,)}),
     Sending: (
         (Send,),
-        {Response: (Sending, Saving, Confirming, Noting), SendFailed: (Sending, Noting)},
+        {Response: (Sending, Extending, Saving, Confirming, Noting), SendFailed: (Sending, Extending, Noting)},
     ),
+    Extending: ((Extend,), {Extended: (Sending, Noting), StoreFailed: (Noting,)}),
     Saving: inside(keeping.TABLE, Saving, Releasing),
     Confirming: ((Load,), {Loaded: (Noting, Releasing), StoreFailed: (Releasing,)}),
     Noting: ((Save,), {Saved: (Releasing,), Conflict: (Releasing,), StoreFailed: (Releasing,)}),

@@ -122,6 +122,10 @@ class Acquire(Value, frozen=True):
     key: str
 
 
+class Extend(Value, frozen=True):
+    """Let the lock's lease run anew from now on. -> Extended, StoreFailed."""
+
+
 class Release(Value, frozen=True):
     """Give the lock back now; otherwise it ends with the machine. -> Released."""
 
@@ -161,7 +165,7 @@ class Ensure(Value, frozen=True):
     need: Need
 
 
-Effect = Send | Listen | OpenBrowser | AskIssuer | Sleep | Acquire | Release | Load | Save | Proceed | Ensure
+Effect = Send | Listen | OpenBrowser | AskIssuer | Sleep | Acquire | Extend | Release | Load | Save | Proceed | Ensure
 
 
 # --- Events: past participles ---------------------------------------------------------------------------------------
@@ -221,6 +225,15 @@ class Acquired(Value, frozen=True):
     """Elapsed seconds at which a lease lapses; None: a kernel lock."""
     exclusive: bool = True
     """A previous holder is certainly dead (kernel locks only)."""
+
+
+class Extended(Value, frozen=True):
+    """The lease runs until then, if it was not lost."""
+
+    shown = ("valid_until",)
+
+    valid_until: float | None
+    """Elapsed seconds; None: it is lost."""
 
 
 class Busy(Value, frozen=True):
@@ -307,6 +320,7 @@ Event = (
     | Allowed
     | Woke
     | Acquired
+    | Extended
     | Busy
     | Released
     | Loaded
@@ -325,6 +339,7 @@ ANSWERS: Mapping[type[Any], tuple[type[Any], ...]] = {
     AskIssuer: (Allowed, UserFailed),
     Sleep: (Woke,),
     Acquire: (Acquired, Busy, StoreFailed),
+    Extend: (Extended, StoreFailed),
     Release: (Released,),
     Load: (Loaded, StoreFailed),
     Save: (Saved, Conflict, StoreFailed),

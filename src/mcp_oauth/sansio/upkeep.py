@@ -4,7 +4,7 @@
          -> renewal
          -> login
 
-It alone locks, saves and opens a browser. At most 4400 effects, normally 1 (a stored token) or 5 (a renewal).
+It alone locks, saves and opens a browser. At most 4450 effects, normally 1 (a stored token) or 5 (a renewal).
 """
 
 from __future__ import annotations
@@ -280,6 +280,7 @@ def _renew(run: Run, grant: Grant, now: Now) -> Out:
         unlike=run.need.unlike,
         seed=seed,
         jitter=run.plan.jitter,
+        holder=run.plan.holder,
         client_secret=client.client_secret if client else None,
         hurried=run.need.because == "expiring" and alive(grant, now),
     )

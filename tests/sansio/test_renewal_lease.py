@@ -1,0 +1,189 @@
+"""The renewal protocol where the lock is a lease, which may lapse while its holder sleeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from mcp_oauth.sansio import renewal
+from mcp_oauth.sansio.errors import Reason
+from mcp_oauth.sansio.grant import GrantRecord, Intent, with_grant
+from mcp_oauth.sansio.messages import DEADLINE, Response
+from mcp_oauth.sansio.renewal import INTENT_SECONDS, MOST_SKEW
+from mcp_oauth.sansio.steps import Acquired, Conflict, Event, Extended, Released, Save, Saved, StoreFailed, Woke
+from tests.sansio.scripts import KEY, SEED, Line, grant, parent, play, record, saved, tokens, unlike
+from tests.sansio.walks import LOST, NOW, UNSENT, later, table
+from tests.sansio.worlds import Run
+
+OLD = grant(1)
+EARLY = grant(1, left=30)
+POST = "POST as.example/token rt1"
+INTENT = "Save r0: *as(at1 rt1) intent rt1 of us"
+RELEASE: Line = ("Release", Released())
+FULL = StoreFailed("disk full")
+
+
+def leased(stored: GrantRecord, seconds: float = 13.0, at: float = 0.0) -> Line:
+    return ("Acquire", Acquired(stored, NOW.elapsed + at + seconds, exclusive=False), at)
+
+
+def theirs(attempt: str = "a1", *, ends: float = 13.0, presented: int = 1) -> Intent:
+    return Intent(attempt, parent(presented), "pid 2 on host", NOW.wall + ends)
+
+
+def renew(script: list[Line], end: str, stored: GrantRecord | None = None, refused: str | None = None) -> Run:
+    """From the first lock on; `stored` is what it finds."""
+    step = renewal.begin(KEY, OLD, unlike=refused, seed=SEED, jitter=0.0, holder="us")
+    return play(renewal, step, [leased(stored or record(OLD)), *script], end)
+
+
+def effect_of(run: Run, kind: type[Any], n: int = 0) -> Any:
+    return [step.effect for step in run.steps[:-1] if isinstance(step.effect, kind)][n]
+
+
+def test_rules_4_7_the_intent_comes_first_and_the_renewed_grant_ends_it() -> None:
+    kept = "Save *: *as(at2 rt2)"
+    run = renew([(INTENT, Saved(), 1), (POST, tokens(2), 2), (kept, Saved()), RELEASE], "Done renewed at2")
+    intended, renewed = saved(run)
+    assert intended.intent is not None
+    assert intended.intent.send_until == NOW.wall + INTENT_SECONDS
+    assert effect_of(run, Save, 1).expected == intended.revision
+    assert renewed.intent is None
+    assert renewed.grants[0].obtained_at == NOW.wall + 1
+
+
+def test_a_lock_of_the_system_needs_no_intent() -> None:
+    step = renewal.begin(KEY, OLD, unlike=None, seed=SEED, jitter=0.0, holder="us")
+    play(renewal, step, [("Acquire", Acquired(record(OLD)))], POST)
+
+
+@table(
+    "answer, end",
+    {
+        "RULES-4.7-the-store-cannot-be-written": (FULL, "Failed store-failed"),
+        "RULES-4.10-somebody-saved-meanwhile": (Conflict(record(grant(2))), "Done none"),
+    },
+)
+def test_without_its_intent_nothing_is_sent(answer: Event, end: str) -> None:
+    renew([(INTENT, answer), RELEASE], end)
+
+
+@table(
+    "lease, passed, then",
+    {
+        "RULES-4.9-in-time": (13.0, 3.0, POST),
+        "RULES-4.9-too-late-by-the-elapsed-time-of-the-lease": (12.9, 3.0, "Done none"),
+        "RULES-4.9-too-late-by-the-wall-time-of-the-intent": (99.0, 3.1, "Done none"),
+        "RULES-4.9-lapsed": (13.0, 99.0, "Done none"),
+    },
+)
+def test_sent_only_if_the_lease_outlives_the_deadline(lease: float, passed: float, then: str) -> None:
+    step = renewal.begin(KEY, OLD, unlike=None, seed=SEED, jitter=0.0, holder="us")
+    script = [leased(record(OLD), lease), (INTENT, Saved(), passed), *[RELEASE] * then.startswith("Done")]
+    play(renewal, step, script, then)
+
+
+# --- The answer is lost ----------------------------------------------------------------------------------------------
+
+
+@table(
+    "answer, then",
+    {
+        "RULES-4.9-presented-once-more-under-a-longer-lease": (Extended(NOW.elapsed + 10 + DEADLINE), POST),
+        "RULES-4.9-not-long-enough": (Extended(NOW.elapsed + 9.9 + DEADLINE), "Save *: *as(at1 rt1 +15s)"),
+        "RULES-4.9-the-lease-is-lost": (Extended(None), "Save *: *as(at1 rt1 +15s)"),
+        "RULES-4.9-nobody-can-tell": (FULL, "Save *: *as(at1 rt1 +15s)"),
+    },
+)
+def test_an_ambiguous_answer(answer: Event, then: str) -> None:
+    renew([(INTENT, Saved()), (POST, LOST, 10), ("Extend", answer)], then)
+
+
+def test_rules_4_9_the_lease_is_lost_and_the_grant_kept() -> None:
+    script: list[Line] = [(INTENT, Saved()), (POST, LOST, 10), ("Extend", Extended(None))]
+    run = renew([*script, ("Save *: *as(at1 rt1 +15s)", Saved()), RELEASE], "Failed renewal-ambiguous")
+    assert "the answer to the renewal was lost: " in run.end.error.message
+    assert saved(run)[-1].intent is None
+
+
+def test_rules_4_9_both_answers_are_lost() -> None:
+    extended = Extended(NOW.elapsed + 23)
+    script: list[Line] = [(INTENT, Saved()), (POST, LOST, 10), ("Extend", extended), (POST, LOST, 20)]
+    renew([*script, ("Save *: *as(at1 rt1 +25s)", Saved()), RELEASE], "Failed renewal-ambiguous")
+
+
+def test_each_start_has_an_intent_of_its_own() -> None:
+    """After a request that was certainly not processed; no revision recurs (RULES 4.2)."""
+    noted = with_grant(record(OLD, revision="r1"), replace(OLD, next_attempt_at=NOW.wall + 1))
+    script: list[Line] = [
+        (INTENT, Saved()),
+        (POST, UNSENT),
+        ("Save *: *as(at1 rt1 +1s)", Saved()),
+        RELEASE,
+        ("Sleep 1", Woke(), 1),
+        leased(noted, at=1),
+        ("Save r1: *as(at1 rt1 +1s) intent rt1 of us", Saved()),
+        (POST, tokens(2)),
+        ("Save *: *as(at2 rt2)", Saved()),
+        RELEASE,
+    ]
+    run = renew(script, "Done renewed at2")
+    intents = [one.intent.attempt for one in saved(run) if one.intent is not None]
+    assert len(set(intents)) == 2
+
+
+# --- Somebody else's intent -------------------------------------------------------------------------------------------
+
+
+@table(
+    "intent, then",
+    {
+        "RULES-4.8-may-be-under-way": (theirs(), f"Sleep {INTENT_SECONDS:g}"),
+        "RULES-4.8-clocks-differ": (theirs(ends=-MOST_SKEW), f"Sleep {INTENT_SECONDS:g}"),
+        "RULES-4.8-long-over": (theirs(ends=-MOST_SKEW - 0.1), INTENT),
+        "RULES-4.8-of-a-token-before-this-one": (theirs(presented=0), INTENT),
+    },
+)
+def test_an_intent_of_somebody_else(intent: Intent, then: str) -> None:
+    renew([RELEASE] * then.startswith("Sleep"), then, record(OLD, intent=intent))
+
+
+def test_rules_4_8_unchanged_for_as_long_as_it_could_be_sent_it_is_dead() -> None:
+    """Watched by our own clock: theirs may be hours ahead."""
+    stuck = record(OLD, intent=theirs(ends=7200))
+    script: list[Line] = [RELEASE, ("Sleep 13", Woke(), 13), leased(stuck, at=13)]
+    run = renew([*script, (INTENT, Saved()), (POST, tokens(2))], "Save *: *as(at2 rt2)", stuck)
+    ours = saved(run)[0].intent
+    assert ours is not None
+    assert ours.send_until == later(13).wall + INTENT_SECONDS
+
+
+def test_rules_4_8_another_intent_is_another_wait_but_not_for_ever() -> None:
+    script: list[Line] = []
+    for n in range(renewal.MOST_INTENTS):
+        script += [RELEASE, ("Sleep 13", Woke()), leased(record(OLD, intent=theirs(f"a{n + 2}")))]
+    run = renew([*script, RELEASE], "Failed renewal-busy", record(OLD, intent=theirs("a1")))
+    assert run.end.error.reason is Reason.RENEWAL_BUSY
+    assert run.end.error.message == "the grant is being renewed by pid 2 on host"
+
+
+@table(
+    "refused, end",
+    {
+        "RULES-4.8-waits-only-if-the-token-is-unusable": (None, "Done stored at1"),
+        "RULES-4.8-it-was-refused": (unlike(1), "Sleep 13"),
+    },
+)
+def test_while_the_token_lives(refused: str | None, end: str) -> None:
+    renew([RELEASE], end, record(EARLY, intent=theirs()), refused)
+
+
+def test_what_ends_an_intent() -> None:
+    """A grant put into the record: whatever was to be sent has been, or is another's affair."""
+    assert with_grant(record(OLD, intent=theirs()), grant(2)).intent is None
+
+
+def test_not_processed_under_a_lease() -> None:
+    script: list[Line] = [(INTENT, Saved()), (POST, Response(503)), ("Save *: *as(at1 rt1 +1s)", Saved()), RELEASE]
+    renew(script, "Sleep 1")
