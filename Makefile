@@ -4,12 +4,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 STACKS ?= httpx2 httpx
-EXTRAS ?= httpx,httpx2
+EXTRAS ?= httpx,httpx2,keyring,vault,redis,cli
 PYTEST ?= $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test unit lint format conformance demo mutation clean
+.PHONY: help setup parts test unit lint format conformance demo mutation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z_.]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,16 +26,19 @@ $(VENV)/.ready: pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]' --group test --group lint
 	@touch $@
 
+parts: ## the real servers that come from the system's packages
+	@.ci/parts
+
 node_modules: node_modules/.ready ## the npm packages: real servers, the conformance suite, Node 22
 node_modules/.ready: package.json package-lock.json
 	@command -v npm >/dev/null || { echo 'npm is missing: sudo apt-get install npm' >&2; exit 1; }
 	npm ci --loglevel=error
 	@touch $@
 
-test: setup ## every test, with coverage
+test: setup parts ## every test, with coverage
 	$(PYTEST) --cov --cov-report=term
 
-unit: $(VENV)/.ready ## the tests that need nothing from npm
+unit: $(VENV)/.ready parts ## the tests that need nothing from npm
 	$(PYTEST) --ignore=tests/integration
 
 lint: $(VENV)/.ready ## formatting, style, types (mypy and pyright), the layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
+from mcp_oauth.io import trace
 from mcp_oauth.io.ports import Answer, Ports
 from mcp_oauth.sansio.steps import Await, Done, Effect, Event, Failed, Send, Step
 from mcp_oauth.sansio.values import Now
@@ -27,7 +28,9 @@ def drive(step: Step[S, R], advance: Advance[S, R], send: Callable[[Send], Answe
         while isinstance(step, Await):
             _tell(ports, step)
             effect = step.effect
+            trace.asking(effect)
             event = send(effect) if isinstance(effect, Send) else ports.perform(effect)
+            trace.answered(effect, event)
             step = advance(step.state, event, now=ports.now())
     _tell(ports, step)
     return step
@@ -48,7 +51,9 @@ async def drive_async(
         while isinstance(step, Await) and not isinstance(step.effect, until):
             _tell(ports, step)
             effect = step.effect
+            trace.asking(effect)
             event = await send(effect) if isinstance(effect, Send) else ports.perform(effect)
+            trace.answered(effect, event)
             step = advance(step.state, event, now=ports.now())
     _tell(ports, step)
     return step
