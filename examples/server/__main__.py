@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import socket
+from collections.abc import Callable, Sequence
 
 import uvicorn
 from mcp.server.auth.middleware.auth_context import get_access_token
@@ -20,10 +21,10 @@ from starlette.applications import Starlette
 
 from examples.server.authorization import Authority
 
-SCOPE = "mcp:tools"
+SCOPES = ("mcp:tools",)
 
 
-def application(origin: str, token_lifetime: int) -> Starlette:
+def application(origin: str, token_lifetime: int, scopes: Sequence[str] = SCOPES) -> Starlette:
     """The ASGI application of both servers. `token_lifetime` is that of an access token, in seconds."""
     authority = Authority(origin, token_lifetime)
     server = MCPServer(
@@ -32,8 +33,8 @@ def application(origin: str, token_lifetime: int) -> Starlette:
         auth=AuthSettings(
             issuer_url=AnyHttpUrl(origin),
             resource_server_url=AnyHttpUrl(f"{origin}/mcp"),
-            required_scopes=[SCOPE],
-            client_registration_options=ClientRegistrationOptions(enabled=True, valid_scopes=[SCOPE]),
+            required_scopes=[*scopes],
+            client_registration_options=ClientRegistrationOptions(enabled=True, valid_scopes=[*scopes]),
             revocation_options=RevocationOptions(enabled=True),
             validate_token_resource=True,
         ),
@@ -60,9 +61,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="An OAuth-protected MCP server for the demo and the tests")
     parser.add_argument("--token-lifetime", type=int, default=3600, help="of an access token, in seconds")
     arguments = parser.parse_args()
+    serve(lambda origin: application(origin, arguments.token_lifetime))
+
+
+def serve(make: Callable[[str], Starlette]) -> None:
+    """Serve what `make` makes for an origin, on a free port of loopback, and say where."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        app = application(origin, arguments.token_lifetime)
+        app = make(origin)
         print("READY", json.dumps({"mcp": f"{origin}/mcp", "issuer": origin}), flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
 

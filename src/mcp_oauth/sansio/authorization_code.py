@@ -139,7 +139,7 @@ def begin(
 
     `metadata` has passed `issuer`; `seed` is used for nothing else.
     """
-    state, verifier = seed.text("state"), seed.text("verifier")
+    state, verifier = seed.text("state"), code_verifier(seed)
     params = _authorization_params(plan, client, redirect_uri, resource, scopes, state, verifier)
     if consent and "prompt" not in dict(params):
         params += (("prompt", "consent"),)
@@ -181,6 +181,11 @@ def _authorization_params(
         *((name, value) for name, value in optional if value is not None),
         *plan.authorization_params,
     )
+
+
+def code_verifier(seed: Seed) -> str:
+    """A fresh verifier of 128 characters, as long as may be (RFC 7636 section 4.1)."""
+    return "".join(seed.text("verifier", n) for n in range(3))[:128]
 
 
 def code_challenge(verifier: str) -> str:
