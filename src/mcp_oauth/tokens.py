@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from mcp_oauth.sansio.grant import Grant
+from mcp_oauth.sansio.grant import Grant, Token
+from mcp_oauth.sansio.values import Secret, Value
 
 
 @dataclass
@@ -44,19 +45,21 @@ class OAuthTokens:
         return dataclasses.asdict(self)
 
 
-def tokens_of(grant: Grant) -> OAuthTokens:
-    """The tokens of a stored grant, `expires_in` counted from now."""
+def tokens_of(source: Grant | Token) -> OAuthTokens:
+    """The tokens of a stored grant, or a token alone, `expires_in` counted from now."""
     now = time.time()
-    left = None if grant.expires_at is None else max(0, int(grant.expires_at - now))
-    scope = None if grant.granted is None else " ".join(grant.granted)
-    return OAuthTokens(grant.access_token, "Bearer", left, grant.refresh_token, scope, now)
+    left = None if source.expires_at is None else max(0, int(source.expires_at - now))
+    scope = None if source.granted is None else " ".join(source.granted)
+    refresh_token = source.refresh_token if isinstance(source, Grant) else None
+    return OAuthTokens(source.access_token, "Bearer", left, refresh_token, scope, now)
 
 
-@dataclass(frozen=True)
-class BearerToken:
+class BearerToken(Value, frozen=True, tag="bearer"):
     """A token that was handed out by hand."""
 
-    token: str = field(repr=False)
+    shown = ("expires_at",)
+
+    token: Secret
     expires_at: float | None = None
     """Wall seconds; None: unknown."""
 
@@ -69,22 +72,24 @@ class BearerToken:
         return f"Bearer {self.token}"
 
 
-@dataclass(frozen=True)
-class APIKeyToken:
+class APIKeyToken(Value, frozen=True, tag="api-key"):
     """An API key of a provider. Which header it goes into is the provider's affair."""
 
+    shown = ("provider",)
+
     provider: str
-    key: str = field(repr=False)
+    key: Secret
     organization_id: str | None = None
     project_id: str | None = None
 
 
-@dataclass(frozen=True)
-class BasicAuthToken:
+class BasicAuthToken(Value, frozen=True, tag="basic"):
     """A user name and a password (RFC 7617)."""
 
+    shown = ("username",)
+
     username: str
-    password: str = field(repr=False)
+    password: Secret
 
     def get_authorization_header(self) -> str:
         """The value of the `Authorization` header."""

@@ -24,6 +24,7 @@ CALLS: dict[str, Callable[[EncryptedFileStore], object]] = {
     "keys": lambda store: store.keys(),
     "try_lock": lambda store: store.try_lock("key"),
     "change_password": lambda store: store.change_password("mine now"),
+    "rekey": lambda store: store.rekey(),
 }
 
 
@@ -37,7 +38,7 @@ def take(store: EncryptedFileStore, key: str) -> Lease:
     return lease
 
 
-def place(folder: Path, key: str, suffix: str = ".record") -> Path:
+def place(folder: Path, key: str, suffix: str = ".enc") -> Path:
     return folder / (sealing.slot_of(key).hex() + suffix)
 
 

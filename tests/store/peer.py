@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mcp_oauth.store import base
-from mcp_oauth.store.base import Conflict, Held, Lease, Saved, Store
+from mcp_oauth.store.base import Held, Lease, Saved, Store
 
 Step = tuple[str, dict[str, Any]]
 """What a peer is told to do, and with what."""
+
+
+ALONE = ("unshare", "--user", "--map-root-user", "--mount")
+ON_A_DISK = (*ALONE, "sh", "-c", 'mount -t tmpfs -o size=$0 tmpfs "$1" && shift && exec "$@"')
 
 
 class Recipe(NamedTuple):
@@ -42,11 +46,14 @@ class Recipe(NamedTuple):
 class Peer:
     """Another process with a store of this recipe.
 
-    `umask`, `uid` and `file_limit` (bytes) are set before it makes its store.
+    `umask`, `uid` and `file_limit` (bytes) are set before it makes its store. `disk`: bytes of a disk of its own,
+    which only it sees, where the store's folder is to be.
     """
 
-    def __init__(self, recipe: Recipe, **setup: int) -> None:
+    def __init__(self, recipe: Recipe, *, disk: int | None = None, **setup: int) -> None:
         command = [sys.executable, __file__, json.dumps([recipe, setup])]
+        if disk is not None:
+            command = [*ON_A_DISK, str(disk), str(Path(recipe.arguments["folder"]).parent), *command]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     @property
@@ -111,9 +118,9 @@ class _Commands:
 
     def save(self, key: str, value: str, revision: str, expected: str | None) -> Any:
         answer = self.store.save(key, base64.b64decode(value), revision=revision, expected=expected)
-        if isinstance(answer, Conflict):
-            return answer.stored.revision if answer.stored else None
-        return answer.durable
+        if isinstance(answer, Saved):
+            return True
+        return answer.stored.revision if answer.stored else None
 
     def keys(self) -> Any:
         return sorted(self.store.keys())
@@ -128,6 +135,17 @@ class _Commands:
 
     def unlock(self, key: str) -> None:
         self.leases.pop(key).__exit__(None, None, None)
+
+    def rekey(self) -> None:
+        from mcp_oauth.store.encrypted_file import EncryptedFileStore
+
+        assert isinstance(self.store, EncryptedFileStore)
+        self.store.rekey()
+
+    def fill_the_disk(self, folder: str) -> None:
+        with contextlib.suppress(OSError), (Path(folder) / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(512))
 
     def in_child(self, what: str, arguments: dict[str, Any]) -> Any:
         """Let a forked child answer in our place."""
@@ -156,22 +174,23 @@ class _Commands:
             os._exit(0)
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
-    def churn(self, key: str, sizes: list[int], locked: bool) -> str:
-        """Let a forked child save over and over until it is killed.
+    def churn(self, what: str, arguments: dict[str, Any]) -> str:
+        """Let a forked child do this over and over until it is killed.
 
-        It says its process id ("child") and each number saved ("saved"); values and revisions count on.
+        It says its process id ("child") and each answer ("done").
         """
         me = os.getpid()
         if (child := os.fork()) == 0:
             with contextlib.suppress(BaseException):
                 say("child", os.getpid())
                 while os.getppid() == me:
-                    say("saved", self._save_next(key, sizes, locked))
+                    say("done", getattr(self, what)(**arguments))
             os._exit(1)
         os.waitpid(child, 0)
         return "child ended"
 
-    def _save_next(self, key: str, sizes: list[int], locked: bool) -> int:
+    def save_next(self, key: str, sizes: list[int], locked: bool) -> int:
+        """Save, as value and as revision, the number after the one that is there."""
         with contextlib.ExitStack() as held:
             if locked:
                 lease = self.store.try_lock(key)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mcp_oauth.store.base import Conflict, Held, Lease, ProcessLease, Saved, Store, Stored
+from mcp_oauth.sansio.grant import GrantRecord, decode, encode, grant_key
+from mcp_oauth.store.base import Conflict, DamagedError, Held, Lease, ProcessLease, Saved, Store, Stored
+from mcp_oauth.store.lease import LEASE_SECONDS, elapsed
 from mcp_oauth.store.memory import MemoryStore
 from tests.store.peer import Peer, Recipe, text
+from tests.store.raw import raw
 
 Again = Callable[[], Store]
 Start = Callable[..., Peer]
@@ -50,8 +55,7 @@ def test_nothing_is_there_at_first(store: Store) -> None:
     ],
 )
 def test_what_was_saved_is_loaded(again: Again, value: bytes) -> None:
-    saved = again().save("key", value, revision="r1", expected=None)
-    assert saved == Saved(durable=True)
+    put(again(), "key", value)
     assert again().load("key") == Stored(value, "r1")
 
 
@@ -71,7 +75,7 @@ def test_save_is_judged_by_revision_alone(store: Store, there: str | None, expec
     if there is not None:
         put(store, "key", b"before", there)
     answer = store.save("key", b"after", revision="r2", expected=expected)
-    assert answer == (Saved(durable=True) if saved else Conflict(before))
+    assert isinstance(answer, Saved) if saved else answer == Conflict(before)
     assert store.load("key") == (Stored(b"after", "r2") if saved else before)
 
 
@@ -121,6 +125,37 @@ def test_names_alike_are_different_keys(again: Again) -> None:
         assert again().load(name) == Stored(name.encode("utf-8", "surrogatepass"), "r1")
 
 
+SERVER = "https://mcp.example.com/mcp"
+
+
+def test_rules_4_1_two_accounts_at_one_server_are_two_keys(again: Again) -> None:
+    work, home = grant_key(SERVER, "work"), grant_key(SERVER, "home")
+    put(again(), work, b"of work")
+    put(again(), home, b"of home")
+    assert (again().load(work), again().load(home)) == (Stored(b"of work", "r1"), Stored(b"of home", "r1"))
+    with take(again(), work), take(again(), home):
+        put(again(), work, b"renewed", "r2", "r1")
+    assert again().load(home) == Stored(b"of home", "r1")
+    assert sorted(again().keys()) == sorted((work, home))
+
+
+def test_rules_4_2_a_deletion_is_a_tombstone_saved_like_anything_else(again: Again) -> None:
+    key = grant_key(SERVER, "")
+    grant, tombstone, renewed, login = (
+        GrantRecord(revision, SERVER, "", logged_out=gone)
+        for revision, gone in [("r1", False), ("r2", True), ("r3", False), ("r4", False)]
+    )
+    put(again(), key, encode(grant), "r1")
+    put(again(), key, encode(tombstone), "r2", "r1")
+    late = again().save(key, encode(renewed), revision="r3", expected="r1")
+    assert late == Conflict(Stored(encode(tombstone), "r2")), "a renewal that was under way brings nothing back"
+    assert again().keys() == (key,)
+    stored = again().load(key)
+    assert stored is not None
+    assert decode(stored.value) == tombstone
+    put(again(), key, encode(login), "r4", "r2")
+
+
 def test_stores_of_one_identity_share_and_others_do_not(again: Again) -> None:
     put(again(), "key", b"value")
     assert again().identity == again().identity
@@ -128,6 +163,41 @@ def test_stores_of_one_identity_share_and_others_do_not(again: Again) -> None:
     other = MemoryStore("other")
     assert other.identity != again().identity
     assert other.load("key") is None
+
+
+# What others did to it.
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda store: store.load("one"), id="load"),
+        pytest.param(lambda store: store.save("one", b"next", revision="r2", expected="r1"), id="save"),
+        pytest.param(lambda store: store.keys(), id="keys"),
+    ],
+)
+def test_rules_4_2_records_that_changed_places_are_told(recipe: Recipe, call: Callable[[Store], object]) -> None:
+    store = recipe.store()
+    put(store, "one", b"one")
+    put(store, "two", b"two")
+    raw(recipe).swap("one", "two")
+    with pytest.raises(DamagedError, match="another key's record, moved here"):
+        call(store)
+    for key in ("one", "two"):
+        with contextlib.suppress(DamagedError):
+            assert store.load(key) is None
+        put(store, key, b"again")
+        assert store.load(key) == Stored(b"again", "r1")
+
+
+def test_rules_4_2_a_record_put_back_brings_its_own_revision_with_it(recipe: Recipe) -> None:
+    store = recipe.store()
+    put(store, "key", b"first", "r1")
+    backup = raw(recipe).read("key")
+    put(store, "key", b"second", "r2", "r1")
+    raw(recipe).write("key", backup)
+    assert store.save("key", b"third", revision="r3", expected="r2") == Conflict(Stored(b"first", "r1"))
+    assert store.load("key") == Stored(b"first", "r1")
 
 
 # The lock.
@@ -170,6 +240,19 @@ def test_an_early_release_is_not_repeated(again: Again) -> None:
 def test_a_lapsing_lease_is_not_exclusive(store: Store) -> None:
     with take(store, "key") as lease:
         assert lease.exclusive == (lease.valid_until is None)
+
+
+def test_a_lock_that_is_extended_lasts_from_then_on(again: Again) -> None:
+    with take(again(), "key") as lease:
+        until, began = lease.valid_until, elapsed()
+        assert lease.extend()
+        assert isinstance(again().try_lock("key"), Held)
+        if until is None:
+            assert lease.valid_until is None
+        else:
+            assert lease.valid_until is not None
+            assert lease.valid_until >= max(until, began + LEASE_SECONDS - 1)
+            assert until <= began + LEASE_SECONDS
 
 
 def test_rules_4_10_saving_needs_no_lock_and_is_not_stopped_by_one(again: Again) -> None:
@@ -266,12 +349,38 @@ def test_rules_4_7_a_lock_is_held_across_processes_and_says_by_whom(recipe: Reci
 
 
 def test_fn2_the_lock_of_a_killed_process_is_free(recipe: Recipe, start: Start) -> None:
-    peer, store = start(recipe), recipe.store()
-    assert peer.ask("lock", key="key") is True
-    assert isinstance(store.try_lock("key"), Held)
-    peer.kill()
-    with take(store, "key"):
-        put(store, "key", b"value")
+    """At once if it is the system's, when it lapses if it is a lease. No forked child of the dead keeps it."""
+    store, childless, parent = recipe.store(), start(recipe), start(recipe)
+    with take(store, "of the living") as living:
+        lapses = living.valid_until
+        assert childless.ask("lock", key="of the dead") is True
+        assert parent.ask("lock", key="of the dead parent") is True
+        parent.tell("idle_child")
+        child = parent.hear("child")
+        try:
+            keys = ("of the dead", "of the dead parent")
+            assert all(isinstance(store.try_lock(key), Held) for key in keys)
+            for peer in (childless, parent):
+                os.kill(peer.pid, signal.SIGKILL)
+                peer.process.wait()
+            for key in keys:
+                with freed(store, key, living):
+                    put(store, key, b"value")
+            assert os.getpgid(child), "still there"
+            assert lapses is None or elapsed() >= lapses, "a lease is not taken from its holder before it lapses"
+            assert isinstance(recipe.store().try_lock("of the living"), Held)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def freed(store: Store, key: str, living: Lease) -> Lease:
+    """The lock of a dead process. Another one is kept meanwhile."""
+    end = elapsed() + (0 if living.exclusive else LEASE_SECONDS + 5)
+    while isinstance(answer := store.try_lock(key), Held):
+        assert elapsed() < end, f"still held: {answer.holder}"
+        assert living.extend()
+        time.sleep(0.1)
+    return answer
 
 
 def test_a_peer_saves_while_another_holds_the_lock(recipe: Recipe, start: Start) -> None:
@@ -297,25 +406,17 @@ def test_a_forked_child_cannot_release_its_parents_lock(recipe: Recipe, start: S
     take(store, "key").__exit__(None, None, None)
 
 
-def test_a_forked_child_does_not_keep_its_dead_parents_lock(recipe: Recipe, start: Start) -> None:
-    peer, store = start(recipe), recipe.store()
-    assert peer.ask("lock", key="key") is True
-    peer.tell("idle_child")
-    child = peer.hear("child")
-    try:
-        os.kill(peer.pid, signal.SIGKILL)
-        peer.process.wait()
-        with take(store, "key"):
-            assert os.getpgid(child), "still there"
-    finally:
-        os.kill(child, signal.SIGKILL)
-
-
-def test_a_forked_child_saves_under_its_parents_lock_without_its_room(recipe: Recipe, start: Start) -> None:
+def test_a_forked_child_uses_the_store_beside_its_parent(recipe: Recipe, start: Start) -> None:
     peer = start(recipe)
     assert peer.ask("lock", key="key") is True
-    assert peer.in_child("save", key="key", value=text(b"child"), revision="r1", expected=None) is True
-    assert peer.save("key", b"parent", revision="r2", expected="r1") is True
+    for turn in range(0, 6, 2):
+        last = f"r{turn}" if turn else None
+        child = {"key": "key", "value": text(b"child"), "revision": f"r{turn + 1}", "expected": last}
+        assert peer.in_child("save", **child) is True
+        assert peer.ask("load", key="key") == [text(b"child"), f"r{turn + 1}"]
+        assert peer.save("key", b"parent", revision=f"r{turn + 2}", expected=f"r{turn + 1}") is True
+        assert peer.in_child("load", key="key") == [text(b"parent"), f"r{turn + 2}"]
+    assert peer.in_child("lock", key="key").startswith(f"pid {peer.pid} on ")
 
 
 def test_design_6_the_memory_store_is_empty_in_a_forked_child(start: Start) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from mcp_oauth.store import encrypted_file, sealing
+from mcp_oauth.store import locks, sealing
 from mcp_oauth.store.base import (
     DamagedError,
     NewerFormatError,
@@ -27,8 +29,9 @@ from mcp_oauth.store.base import (
     UnsafePlaceError,
 )
 from mcp_oauth.store.encrypted_file import EncryptedFileStore, default_folder
+from tests.servers.process import missing
 from tests.store.files import CALLS, FILE, LOCK, NOBODY, ROOT, SAVE, contents, leftovers, place, put, take
-from tests.store.peer import Peer, Recipe, Step, text
+from tests.store.peer import ALONE, Peer, Recipe, Step, text
 
 Start = Callable[..., Peer]
 
@@ -163,8 +166,8 @@ def test_a_link_is_not_followed(store: EncryptedFileStore, folder: Path, tmp_pat
 def test_what_is_no_record_by_its_name_is_ignored(store: EncryptedFileStore, folder: Path) -> None:
     put(store, "key", b"value")
     (folder / ".DS_Store").write_bytes(b"?")
-    (folder / "notes.record").write_bytes(b"?")
-    (folder / f"{'x' * 64}.record").write_bytes(b"?")
+    (folder / "notes.enc").write_bytes(b"?")
+    (folder / f"{'x' * 64}.enc").write_bytes(b"?")
     assert store.keys() == ("key",)
 
 
@@ -260,31 +263,23 @@ def test_a_network_folder_is_refused_unless_allowed(
     if mounts is not None:
         here = f"{os.major(device)}:{os.minor(device)}"
         (tmp_path / "mounts").write_text(mounts.replace("{here}", here))
-    monkeypatch.setattr(encrypted_file, "MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(locks, "MOUNTS", tmp_path / "mounts")
     expected = pytest.raises(UnsafePlaceError, match=r"is on (nfs4|cifs)") if refused else contextlib.nullcontext()
     with expected:
         EncryptedFileStore(tmp_path / "store").load("key")
     assert EncryptedFileStore(tmp_path / "store", allow_network_folder=True).load("key") is None
 
 
-@pytest.mark.parametrize(
-    ("named", "folder"),
-    [
-        pytest.param("/data", "/data/mcp-oauth", id="named"),
-        pytest.param(None, "/home/me/.local/share/mcp-oauth", id="unnamed"),
-        pytest.param("data", "/home/me/.local/share/mcp-oauth", id="relative-is-ignored"),
-    ],
-)
-def test_the_default_is_in_the_users_data_folder(
-    monkeypatch: pytest.MonkeyPatch, named: str | None, folder: str
-) -> None:
-    monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
-    if named is not None:
-        monkeypatch.setenv("XDG_DATA_HOME", named)
-    assert default_folder() == Path(folder)
+def test_the_default_folder_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".mcp_oauth" / "tokens"
+    with umask(0):
+        put(EncryptedFileStore(), "one server", b"value")
+        put(EncryptedFileStore(), "another", b"value")
+    assert default_folder() == folder
     assert EncryptedFileStore().identity == f"file:{folder}"
+    assert set(folder.glob("*.enc")) == {place(folder, "one server"), place(folder, "another")}
+    assert modes(tmp_path) == ({0o700}, {0o600})
 
 
 def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +330,7 @@ def test_a_failed_write_keeps_the_old_value_and_says_why(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as failing:
-        target = {"write": (encrypted_file, "_create"), "fsync": (os, "fsync"), "replace": (Path, "replace")}[call]
+        target = {"write": (locks, "create"), "fsync": (os, "fsync"), "replace": (Path, "replace")}[call]
         failing.setattr(*target, fail)
         with pytest.raises(StoreError, match=os.strerror(number)) as raised:
             store.save("key", b"next", revision="r2", expected="r1")
@@ -414,7 +409,7 @@ def test_rules_4_7_no_lock_is_given_where_no_successor_fits(
         pass
 
 
-def test_a_full_disk_keeps_the_old_value(store: EncryptedFileStore, folder: Path, recipe: Recipe, start: Start) -> None:
+def test_a_limit_to_files_is_a_full_disk(store: EncryptedFileStore, folder: Path, recipe: Recipe, start: Start) -> None:
     put(store, "key", b"value")
     peer = start(recipe, file_limit=16_384)
     with pytest.raises(StoreFullError, match=str(folder)):
@@ -422,6 +417,39 @@ def test_a_full_disk_keeps_the_old_value(store: EncryptedFileStore, folder: Path
     assert leftovers(folder) == []
     assert peer.save("key", b"smaller", revision="r2", expected="r1") is True
     assert store.load("key") == Stored(b"smaller", "r2")
+
+
+@pytest.fixture
+def on_a_small_disk(recipe: Recipe, start: Start) -> Peer:
+    """A process whose store is on a disk of 192 kB."""
+    if shutil.which("unshare") is None or subprocess.run([*ALONE, "true"], capture_output=True).returncode:
+        missing("a small disk", "run this where `unshare --user --mount` is allowed, on Linux")
+    return start(recipe, disk=196_608)
+
+
+def test_a_disk_that_is_full_keeps_the_old_value(on_a_small_disk: Peer, tmp_path: Path) -> None:
+    peer = on_a_small_disk
+    assert peer.save("key", b"value", revision="r1", expected=None) is True
+    with pytest.raises(StoreFullError, match="No space left"):
+        peer.save("key", os.urandom(200_000), revision="r2", expected="r1")
+    assert peer.save("key", b"smaller", revision="r2", expected="r1") is True
+    peer.ask("fill_the_disk", folder=str(tmp_path))
+    for what in (SAVE, LOCK, ("rekey", {})):
+        with pytest.raises(StoreFullError, match="No space left"):
+            peer.ask(what[0], **{**what[1], **({"expected": "r2"} if what is SAVE else {})})
+    assert peer.ask("load", key="key") == [text(b"smaller"), "r2"]
+
+
+def test_rules_4_7_a_disk_that_fills_up_under_the_lock_has_room_for_the_successor(
+    on_a_small_disk: Peer, tmp_path: Path
+) -> None:
+    peer = on_a_small_disk
+    assert peer.save("key", b"value", revision="r1", expected=None) is True
+    assert peer.ask("lock", key="key") is True
+    peer.ask("fill_the_disk", folder=str(tmp_path))
+    assert peer.save("key", os.urandom(60_000), revision="r2", expected="r1") is True
+    with pytest.raises(StoreFullError, match="No space left"):
+        peer.save("key", os.urandom(60_000), revision="r3", expected="r2")
 
 
 @pytest.fixture
@@ -455,7 +483,7 @@ def test_a_stopped_peer_is_waited_for_only_so_long(
     store: EncryptedFileStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(store, "key", b"value")
-    monkeypatch.setattr(encrypted_file, "GUARD_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "GUARD_SECONDS", 0.02)
     guard = place(folder, "key", ".guard")
     with FileLock(guard), pytest.raises(StoreBusyError, match=guard.name):
         store.save("key", b"next", revision="r2", expected="r1")

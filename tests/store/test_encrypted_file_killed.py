@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -21,7 +22,8 @@ from tests.store.files import FILE, LOCK, SAVE, leftovers, place, put, take
 from tests.store.peer import Peer, Recipe, Step, counted
 
 KILLS = int(os.environ.get("MCP_OAUTH_KILLS", "60"))
-"""How many processes are killed while they write."""
+"""How many processes are killed while they save."""
+SIZES = [10, 3_000, 40_000]
 
 Start = Callable[..., Peer]
 
@@ -123,23 +125,77 @@ def test_fn17_a_kill_at_any_call_of_a_write_leaves_the_old_or_the_new(
     assert 10 < first_new < len(found) - 3, "there were calls before the rename and after it"
 
 
+def is_under_way(folder: Path) -> bool:
+    """Whether a rotation is."""
+    return bool(json.loads((folder / "store.json").read_bytes())["retiring"])
+
+
+def test_a_kill_at_any_call_of_a_rotation_leaves_every_record_to_everybody(
+    folder: Path, recipe: Recipe, start: Start
+) -> None:
+    running, peer = EncryptedFileStore(folder), start(recipe)
+    for key in ("one", "two"):
+        put(running, key, key.encode())
+    peer.ask("keys")
+    calls = unfinished = 0
+    while peer.ask("die_at", call=calls, steps=[("rekey", {})]):
+        calls += 1
+        unfinished += is_under_way(folder)
+        for store in (running, EncryptedFileStore(folder)):
+            assert (store.load("one"), store.load("two")) == (Stored(b"one", "r1"), Stored(b"two", "r1"))
+        assert not is_under_way(folder), "whoever opens it goes on"
+        assert leftovers(folder) == []
+    assert 30 < unfinished < calls
+
+
+# Kills at random.
+
+
+def end(peer: Peer, child: int) -> list[int]:
+    """Kill a peer's child that does the same over and over. Returns what it had answered and nobody heard."""
+    os.kill(child, signal.SIGKILL)
+    return [said for kind, said in iter(peer.line, ("answer", "child ended")) if kind == "done"]
+
+
+def check(folder: Path, acknowledged: int) -> None:
+    """What was acknowledged is there, or the save after it; and nothing is in the way of the next one."""
+    store = EncryptedFileStore(folder)
+    stored = store.load("key")
+    assert stored is not None
+    number = int(stored.revision)
+    assert number in {acknowledged, acknowledged + 1}
+    assert stored.value == counted(number, SIZES[number % len(SIZES)])
+    assert leftovers(folder) == []
+    with take(store, "key"):
+        pass
+
+
 @pytest.mark.parametrize("locked", [False, True], ids=["save", "save-under-the-lock"])
 def test_fn17_kills_at_random_lose_nothing(folder: Path, recipe: Recipe, start: Start, locked: bool) -> None:
     peer, chance = start(recipe), random.Random(KILLS)
-    sizes = [10, 3_000, 40_000]
     for _ in range(KILLS // 2):
-        peer.tell("churn", key="key", sizes=sizes, locked=locked)
+        peer.tell("churn", what="save_next", arguments={"key": "key", "sizes": SIZES, "locked": locked})
         child = peer.hear("child")
-        heard = [peer.hear("saved") for _ in range(chance.randrange(1, 4))]
+        heard = [peer.hear("done") for _ in range(chance.randrange(1, 4))]
         for _ in range(chance.randrange(20_000)):
             pass  # up to a millisecond, the time of a save
-        os.kill(child, signal.SIGKILL)
-        heard += [said for kind, said in iter(peer.line, ("answer", "child ended")) if kind == "saved"]
+        heard += end(peer, child)
+        check(folder, heard[-1])
+
+
+def test_kills_at_random_of_a_rotation_and_of_who_saves_meanwhile_lose_nothing(
+    folder: Path, recipe: Recipe, start: Start
+) -> None:
+    saving, rekeying, chance = start(recipe), start(recipe), random.Random(KILLS)
+    for number in range(20):
+        put(EncryptedFileStore(folder), f"other {number}", b"value")
+    for _ in range(KILLS // 4):
+        saving.tell("churn", what="save_next", arguments={"key": "key", "sizes": SIZES, "locked": False})
+        rekeying.tell("churn", what="rekey", arguments={})
+        saver, rekeyer = saving.hear("child"), rekeying.hear("child")
+        heard = [saving.hear("done") for _ in range(chance.randrange(1, 20))]
+        end(rekeying, rekeyer)
+        heard += end(saving, saver)
+        check(folder, heard[-1])
         store = EncryptedFileStore(folder)
-        stored = store.load("key")
-        assert stored is not None
-        assert int(stored.revision) in {heard[-1], heard[-1] + 1}, "neither what was acknowledged nor the next"
-        assert stored.value == counted(int(stored.revision), sizes[int(stored.revision) % len(sizes)])
-        assert leftovers(folder) == []
-        with take(store, "key"):
-            pass
+        assert {store.load(f"other {number}") for number in range(20)} == {Stored(b"value", "r1")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.kdf import argon2
@@ -24,7 +26,8 @@ from mcp_oauth.store.base import (
     WrongPasswordError,
 )
 from mcp_oauth.store.encrypted_file import EncryptedFileStore
-from tests.store.files import CALLS, contents, put
+from tests.store.files import CALLS, FILE, contents, put, take
+from tests.store.peer import Peer, Recipe, text
 
 
 @pytest.fixture
@@ -78,9 +81,12 @@ def test_a_record_key_is_rfc_5869s() -> None:
 def test_no_secret_is_in_plain_text_or_in_a_repr(folder: Path) -> None:
     store = EncryptedFileStore(folder, password="correct horse")
     put(store, "a telling name", b"a refresh token")
-    key = sealing.open_header((folder / "store.json").read_bytes(), lambda: "correct horse")
-    for data in contents(folder).values():
-        for secret in (b"telling", b"refresh token", b"horse", key.key):
+    header = sealing.rotated_header((folder / "store.json").read_bytes(), lambda: "correct horse")
+    key = sealing.open_header(header, lambda: "correct horse")
+    assert key.retiring is not None
+    keys = [form for secret in (key.key, key.retiring.key) for form in (secret, base64.b64encode(secret))]
+    for data in (header, *contents(folder).values()):
+        for secret in (b"telling", b"refresh token", b"horse", *keys):
             assert secret not in data
     assert repr(key) == f"StoreKey(id={key.id!r}, ...)"
 
@@ -169,10 +175,25 @@ def test_an_openssl_without_argon2id_is_told_and_pbkdf2_named(folder: Path, monk
     assert EncryptedFileStore(folder, password="right", kdf="pbkdf2").load("key") is None
 
 
-def test_a_store_with_a_password_works_on_another_machine(folder: Path, tmp_path: Path) -> None:
-    put(EncryptedFileStore(folder, password="right"), "key", b"value")
-    copy = Path(shutil.copytree(folder, tmp_path / "other machine"))
-    assert EncryptedFileStore(copy, password="right").load("key") == Stored(b"value", "r1")
+@pytest.mark.parametrize("password", [None, "right"])
+def test_a_copy_of_the_folder_works_on_another_machine(
+    folder: Path, tmp_path: Path, start: Callable[..., Peer], password: str | None
+) -> None:
+    with take(put_two(folder, password), "one"):
+        copy = Path(shutil.copytree(folder, tmp_path / "home of another" / "tokens"))
+    shutil.rmtree(folder)
+    peer = start(Recipe(FILE, {"folder": str(copy), "password": password}))
+    assert peer.ask("load", key="one") == [text(b"value"), "r1"]
+    assert peer.ask("keys") == ["one", "two"]
+    assert peer.ask("lock", key="one") is True
+    assert peer.save("one", b"next", revision="r2", expected="r1") is True
+
+
+def put_two(folder: Path, password: str | None) -> EncryptedFileStore:
+    store = EncryptedFileStore(folder, password=password)
+    put(store, "one", b"value")
+    put(store, "two", b"value")
+    return store
 
 
 def test_a_password_is_changed_while_others_use_the_store(folder: Path) -> None:
@@ -236,6 +257,14 @@ def test_any_bytes_are_no_header(data: bytes) -> None:
 def test_a_header_nested_too_deeply_is_no_header() -> None:
     with pytest.raises(DamagedError, match="no header that can be used"):
         sealing.open_header(b'{"format":1,"kdf":' + b"[" * 100_000, None)
+
+
+def test_a_retiring_key_of_another_store_is_refused() -> None:
+    other, mine = (sealing.rotated_header(sealing.new_header(sealing.new_key(), None, "pbkdf2"), None) for _ in "12")
+    planted = {**json.loads(mine), "retiring": json.loads(other)["retiring"]}
+    header = sealing._checked(msgspec.convert(planted, sealing.Header))
+    with pytest.raises(DamagedError, match="was sealed by another store"):
+        sealing.open_header(header, None)
 
 
 def test_a_header_with_a_key_too_short_is_no_header() -> None:

@@ -180,15 +180,16 @@ _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
 
 def grant_key(server_url: str, account: str) -> str:
     """Where the record of a server and an account is stored (RULES 4.1)."""
-    return "grant-" + _digest(server_url, account)
+    return "grant-" + digest(server_url, account)
 
 
 def registration_key(issuer: str, server_origin: str) -> str:
     """Where the dynamic registrations are stored that servers of one origin use at one issuer (RULES 2.9)."""
-    return "registration-" + _digest(issuer, server_origin)
+    return "registration-" + digest(issuer, server_origin)
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
+    """What stands for some texts in the key of a record: SHA-256 over each with its length before it (RULES 4.1)."""
     framed = b"".join(len(raw).to_bytes(4, "big") + raw for raw in (p.encode("utf-8", "surrogatepass") for p in parts))
     return hashlib.sha256(framed).hexdigest()
 

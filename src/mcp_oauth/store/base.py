@@ -12,6 +12,10 @@ class StoreError(Exception):
     """A store could not do what was asked. The message names the cause, the place and the cure, and no secret."""
 
 
+class UnavailableError(StoreError):
+    """A store that is not to be had here: not on this system, not installed, not configured, or out of reach."""
+
+
 class WrongPasswordError(StoreError):
     """The password, or its absence, does not open the store. Nothing was changed."""
 

@@ -3,7 +3,8 @@
 A store has one random key of 32 bytes. Its **header** (JSON) holds that key, wrapped with AES-256-GCM under what
 Argon2id (RFC 9106) or PBKDF2-HMAC-SHA256 (RFC 8018) makes of a password, or bare where there is no password and the
 place itself is the protection. A header carries its own checksum, so that a wrong password and a damaged header are
-told apart, and the costs it asks for have a ceiling, so that a planted header cannot stop the reader.
+told apart, and the costs it asks for have a ceiling, so that a planted header cannot stop the reader. While records are
+being sealed anew under a new key, it also holds the **retiring** one, sealed as a record is, under the new one.
 
 A **record** is sealed with AES-256-GCM under a key of its own, HKDF-SHA256 (RFC 5869) of the store's key and a fresh
 salt, so that no number of records brings two equal nonces under one key:
@@ -18,6 +19,7 @@ older record put back under its own name.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import os
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MAGIC = b"mcpoauth"
 HEADER_CURE = "it was left as it is: restore it, or remove the store and log in again"
+_RETIRING = "the retiring key"
 _FIXED = struct.Struct(">8sB8s32s32s12sII")
 _LENGTH = struct.Struct(">I")
 _TAG = 16
@@ -76,6 +79,7 @@ class Header(Value, frozen=True):
     key_id: bytes
     kdf: Argon2id | Pbkdf2 | None
     key: Annotated[SecretBytes, Meta(min_length=32, max_length=60)]
+    retiring: Annotated[SecretBytes, Meta(max_length=200)] = b""
     checksum: bytes = b""
 
 
@@ -90,6 +94,8 @@ class StoreKey(Value, frozen=True):
 
     id: bytes
     key: SecretBytes
+    retiring: StoreKey | None = None
+    """The key before this one, while there may be records under it: it opens them, and seals no more."""
 
 
 class Record(NamedTuple):
@@ -108,15 +114,28 @@ def new_key() -> StoreKey:
     return _store_key(os.urandom(32))
 
 
+def given_key(key: bytes) -> StoreKey:
+    """The key of a store that does not keep it: 32 bytes, made and kept elsewhere. Raises `ValueError` for others."""
+    if len(key) != 32:
+        raise ValueError(f"a key has 32 bytes, this has {len(key)}")
+    return _store_key(key)
+
+
 def new_header(key: StoreKey, password: Password | None, kdf: KdfName) -> bytes:
     """The header that keeps a store's key under a password, if there is one, with a fresh salt."""
-    if password is None:
-        return _checked(Header(FORMAT, key.id, None, key.key))
-    salt, nonce = os.urandom(16), os.urandom(12)
-    function = _KDFS[kdf](salt)
-    header = Header(FORMAT, key.id, function, b"")
-    wrapped = _aead(_password_key(function, password)).encrypt(nonce, key.key, _unwrapped(header))
-    return _checked(msgspec.structs.replace(header, key=nonce + wrapped))
+    return _header(key, None if password is None else _KDFS[kdf](os.urandom(16)), password)
+
+
+def rotated_header(data: bytes, password: Password | None) -> bytes:
+    """The header with a new key, under the same password; the key that it had is retiring. Raises as `open_header`."""
+    once = password and functools.cache(password)
+    retiring = open_header(data, once)
+    return _header(msgspec.structs.replace(new_key(), retiring=retiring), _read_header(data).kdf, once)
+
+
+def settled_header(data: bytes) -> bytes:
+    """The header without the retiring key, once no record needs it. Raises as `open_header`."""
+    return _checked(msgspec.structs.replace(_read_header(data), retiring=b""))
 
 
 def open_header(data: bytes, password: Password | None, known: StoreKey | None = None) -> StoreKey:
@@ -126,18 +145,19 @@ def open_header(data: bytes, password: Password | None, known: StoreKey | None =
     """
     header = _read_header(data)
     if known is not None and header.key_id == known.id:
-        return known
+        return _with_retiring(known.key, header)
     if (header.kdf is None) != (password is None):
         raise WrongPasswordError("needs its password" if header.kdf else "has no password; open it without one")
     if header.kdf is None or password is None:
-        return _store_key(header.key)
+        return _with_retiring(header.key, header)
     from cryptography.exceptions import InvalidTag
 
     wrapping, about = _aead(_password_key(header.kdf, password)), _unwrapped(header)
     try:
-        return _store_key(wrapping.decrypt(header.key[:12], header.key[12:], about))
+        key = wrapping.decrypt(header.key[:12], header.key[12:], about)
     except InvalidTag:
         raise WrongPasswordError("has another password; nothing was changed") from None
+    return _with_retiring(key, header)
 
 
 def slot_of(name: str) -> bytes:
@@ -165,9 +185,10 @@ def unseal(key: StoreKey, slot: bytes, data: bytes) -> Record:
     end = _FIXED.size + revision_length
     if len(data) < end + length:
         raise DamagedError("is cut short")
-    if key_id != key.id:
-        raise DamagedError("was sealed by another store")
-    content = _opened(_record_key(key, salt), nonce, data[:end], data[end:])
+    sealing_key = next((one for one in (key, key.retiring) if one is not None and one.id == key_id), None)
+    if sealing_key is None:
+        raise DamagedError("was sealed by another store, or under a key that this one has dropped")
+    content = _opened(_record_key(sealing_key, salt), nonce, data[:end], data[end:])
     if own_slot != slot:
         raise DamagedError("is another key's record, moved here")
     name_end = _LENGTH.size + _LENGTH.unpack_from(content)[0]
@@ -200,12 +221,30 @@ def _store_key(key: bytes) -> StoreKey:
     return StoreKey(id=hmac.digest(key, b"mcp_oauth store key id", "sha256")[:8], key=key)
 
 
+def _header(key: StoreKey, kdf: Argon2id | Pbkdf2 | None, password: Password | None) -> bytes:
+    retiring = b"" if key.retiring is None else seal(key, Record(_RETIRING, "", key.retiring.key))
+    header = Header(FORMAT, key.id, kdf, key.key, retiring)
+    if kdf is not None and password is not None:
+        nonce = os.urandom(12)
+        wrapped = _aead(_password_key(kdf, password)).encrypt(nonce, key.key, _unwrapped(header))
+        header = msgspec.structs.replace(header, key=nonce + wrapped)
+    return _checked(header)
+
+
+def _with_retiring(key: bytes, header: Header) -> StoreKey:
+    opened = _store_key(key)
+    if not header.retiring:
+        return opened
+    retiring = unseal(opened, slot_of(_RETIRING), header.retiring)
+    return msgspec.structs.replace(opened, retiring=_store_key(retiring.value))
+
+
 def _checked(header: Header) -> bytes:
     return msgspec.json.encode(msgspec.structs.replace(header, checksum=_checksum(header)))
 
 
 def _unwrapped(header: Header) -> bytes:
-    return msgspec.json.encode(msgspec.structs.replace(header, key=b"", checksum=b""))
+    return msgspec.json.encode(msgspec.structs.replace(header, key=b"", retiring=b"", checksum=b""))
 
 
 def _checksum(header: Header) -> bytes:
