@@ -117,4 +117,4 @@ class _Reader(HTMLParser):
 
 
 if __name__ == "__main__":  # BROWSER="python -m tests.servers.consent %s" makes it the machine's browser
-    visit(sys.argv[1])
+    visit(sys.argv[1], deny="--deny" in sys.argv)
