@@ -42,6 +42,7 @@ from mcp_oauth.sansio.messages import Response
 from mcp_oauth.sansio.plan import Dynamic, PreRegistered
 from mcp_oauth.sansio.steps import Done, Ensured, How, Need, NotEnsured, Notice, Send
 from mcp_oauth.store.base import Conflict, Held, Lease, Saved, Stored, StoreError
+from mcp_oauth.store.choose import AutoStore
 from mcp_oauth.store.memory import MemoryStore
 from tests.io.servers import PATIENCE, Reply, Seen, World, document, key_of, put_grant, stored, stored_refresh_token
 
@@ -184,9 +185,8 @@ def test_the_given_store_is_used_even_if_it_counts_as_false(world: World) -> Non
     assert stored_refresh_token(store, world) == world.refresh_token
 
 
-def test_without_a_store_the_encrypted_file_is_used(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcp_oauth.store.encrypted_file.EncryptedFileStore", MemoryStore)
-    assert isinstance(Plain(world, store=None)._store, MemoryStore)
+def test_without_a_store_the_best_of_this_system_is_used(world: World) -> None:
+    assert isinstance(Plain(world, store=None)._store, AutoStore)
 
 
 def test_FN_54_its_repr_shows_no_secret_and_it_cannot_be_copied(world: World) -> None:
@@ -609,7 +609,9 @@ def test_notices_go_to_the_logger_and_to_on_notice(world: World, caplog: pytest.
     oauth.authorize()
     oauth.logout()
     assert [notice.name for notice in told] == ["issuer-first-used", "registered", "logged-in", "revoked", "revoked"]
-    logged = [record.message for record in caplog.records if record.name == "mcp_oauth"]
+    logged = [
+        record.message for record in caplog.records if record.name == "mcp_oauth" and record.levelno > logging.DEBUG
+    ]
     assert logged == [f"{notice.name}: {notice.message}" for notice in told]
     assert "CANARY" not in caplog.text
 

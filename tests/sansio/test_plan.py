@@ -87,6 +87,7 @@ WRONG = [
             ("preregistered", PreRegistered("id", redirect_uri=uri)),
             ("metadata_document", ClientMetadataDocument("https://c.example/c", uri)),
             ("dynamic", Dynamic(redirect_uri=uri)),
+            ("dynamic", Dynamic(more_redirect_uris=("https://ok.example/cb", uri))),
         )
     ),
     pytest.param(

@@ -63,7 +63,7 @@ class Options(TypedDict, total=False):
     """How to get at a server: the options of every driver's `OAuth`. See `sansio.plan.Plan` for the rarer ones."""
 
     store: Store | None
-    """Where grants live; None: the encrypted file store in the user's data folder."""
+    """Where grants live; None: the system's keyring if it works, else encrypted files (`store.choose.AutoStore`)."""
     account: str
     """Your own label: two accounts of one server are two grants."""
     scopes: Iterable[str] | None
@@ -440,9 +440,9 @@ _LEVELS: Mapping[str, int] = {
 
 
 def _default_store() -> Store:
-    from mcp_oauth.store.encrypted_file import EncryptedFileStore
+    from mcp_oauth.store.choose import AutoStore
 
-    return EncryptedFileStore()
+    return AutoStore()
 
 
 def make_plan(server_url: str, options: Options) -> Plan:

@@ -144,7 +144,12 @@ class Reason(str, Enum):
         "a person must log in: allow it with interactive=True, here or in another program that shares the store",
     )
     USER_UNAVAILABLE = ("user-unavailable", "authorization", "user", "see the message; PasteBack() works over SSH")
-    LOGIN_TIMED_OUT = ("login-timed-out", "authorization", "user", "nobody answered in the browser before the timeout: try again")
+    LOGIN_TIMED_OUT = (
+        "login-timed-out",
+        "authorization",
+        "user",
+        "nobody answered in the browser before the timeout: try again",
+    )
     LOGIN_ELSEWHERE = (
         "login-elsewhere",
         "authorization",

@@ -199,6 +199,11 @@ def begin(
     return _look(login, now)
 
 
+def resume(login: Login, found: Discovered, now: Now) -> Out:
+    """Log in where discovery is done and its result was judged; no claim tells others."""
+    return _ready(login, Chosen(found, attempt.scopes_of(login, found)), None, now)
+
+
 def advance(state: State, event: Event, *, now: Now) -> Out:
     """See the table below."""
     match state, event:

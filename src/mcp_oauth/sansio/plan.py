@@ -61,6 +61,8 @@ class Dynamic(Value, frozen=True):
     client_name: str = "MCP client"
     redirect_uri: str | None = None
     """None: on loopback, a free port, a path of its own for each issuer (RULES 2.13)."""
+    more_redirect_uris: tuple[str, ...] = ()
+    """Registered beside the one that is used, for other programs of this client."""
     client_uri: str | None = None
     initial_access_token: Secret | None = None
     extra: Params = ()
@@ -136,8 +138,9 @@ def _check_server(url: str) -> Failure | None:
 
 
 def _check_client(plan: Plan) -> Failure | None:
-    for client in (plan.preregistered, plan.metadata_document, plan.dynamic):
-        uri = client.redirect_uri if client else None
+    clients = (plan.preregistered, plan.metadata_document, plan.dynamic)
+    used = [client.redirect_uri for client in clients if client is not None]
+    for uri in (*used, *(plan.dynamic.more_redirect_uris if plan.dynamic else ())):
         if uri is not None and (why := redirect_refusal(uri, plan.allow_any_redirect)):
             return failure(Reason.CONFIGURATION, f"redirect_uri: {why}")
     if plan.preregistered and _lacks_secret(plan.preregistered):

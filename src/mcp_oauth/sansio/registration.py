@@ -171,7 +171,7 @@ def client_metadata(query: Query) -> dict[str, Any]:
     client = _dynamic(query)
     document: dict[str, Any] = {
         "client_name": client.client_name,
-        "redirect_uris": [query.redirect_uri],
+        "redirect_uris": [query.redirect_uri, *client.more_redirect_uris],
         "grant_types": ["authorization_code", "refresh_token"],
         "response_types": ["code"],
         "token_endpoint_auth_method": _wanted_method(query.metadata.token_endpoint_auth_methods_supported),

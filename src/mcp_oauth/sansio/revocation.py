@@ -57,14 +57,20 @@ State = Revoking | Resting
 Out = Step[State, tuple[Revoked, ...]]
 
 
-def begin(grant: Grant) -> Out:
-    """Revoke what a grant holds. Without a revocation endpoint there is nothing to do: the result is empty."""
+def begin(grant: Grant, tokens: tuple[tuple[Kind, str], ...] | None = None) -> Out:
+    """Revoke `tokens`, which were issued to the client of a grant; None: all that it holds.
+
+    Without a revocation endpoint there is nothing to do: the result is empty.
+    """
     if grant.revocation_endpoint is None:
         return Done(())
-    tokens: tuple[tuple[Kind, str], ...] = (("access_token", grant.access_token),)
-    if grant.refresh_token is not None:
-        tokens = (("refresh_token", grant.refresh_token), *tokens)
-    return _send(Revoking(grant, grant.revocation_endpoint, tokens))
+    return _send(Revoking(grant, grant.revocation_endpoint, tokens or _held(grant)))
+
+
+def _held(grant: Grant) -> tuple[tuple[Kind, str], ...]:
+    """The refresh token first (RULES 3.8)."""
+    access: tuple[tuple[Kind, str], ...] = (("access_token", grant.access_token),)
+    return access if grant.refresh_token is None else (("refresh_token", grant.refresh_token), *access)
 
 
 def advance(state: State, event: Event) -> Out:
