@@ -9,10 +9,10 @@ PYTEST ?= $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup parts test unit lint format conformance demo mutation clean
+.PHONY: help setup parts test test-cov unit lint format typecheck security check conformance demo mutation clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z_.]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z_. -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(VENV)/.ready node_modules/.ready ## the Python environment and the npm packages, up to date
 
@@ -35,18 +35,25 @@ node_modules/.ready: package.json package-lock.json
 	npm ci --loglevel=error
 	@touch $@
 
-test: setup parts ## every test, with coverage
+check: lint security test ## all that a change must pass, but the conformance suite
+
+test test-cov: setup parts ## every test, with coverage
 	$(PYTEST) --cov --cov-report=term
 
 unit: $(VENV)/.ready parts ## the tests that need nothing from npm
 	$(PYTEST) --ignore=tests/integration
 
-lint: $(VENV)/.ready ## formatting, style, types (mypy and pyright), the layers
+lint: typecheck ## formatting, style, types (mypy and pyright), the layers
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
+
+typecheck: $(VENV)/.ready ## types alone
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pyright
-	$(VENV)/bin/lint-imports
+
+security: $(VENV)/.ready ## the rules of bandit
+	$(VENV)/bin/ruff check --select S src
 
 format: $(VENV)/.ready ## put the code into the project's form
 	$(VENV)/bin/ruff check --fix .

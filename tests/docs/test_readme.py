@@ -31,7 +31,6 @@ def run(code: str, server: SdkServer, home: Path) -> str:
     environment = os.environ | {
         "BROWSER": f"{sys.executable} -m tests.servers.consent %s",
         "HOME": str(home),
-        "XDG_DATA_HOME": str(home / "data"),
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
