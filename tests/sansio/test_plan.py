@@ -241,3 +241,28 @@ def test_agrees(
 ) -> None:
     grant = Grant("https://as.example", client, "t", "at", 0.0, "l", resource=resource, requested=requested)
     assert plan.agrees(replace(PLAN, **options), grant) is agrees
+
+
+SECRET = Registration(
+    "https://as.example", "id", "preregistered", "client_secret_post", "http://127.0.0.1:1/c", client_secret="s"
+)
+ITS_OWN = PreRegistered("id", "s", "https://as.example", "http://127.0.0.1:1/c", "client_secret_post")
+OPEN = replace(PLAN, any_client=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "client", "after"),
+    [
+        pytest.param(OPEN, SECRET, replace(OPEN, preregistered=ITS_OWN, dynamic=None), id="FN-35-registered-by-hand"),
+        pytest.param(OPEN, CIMD, replace(OPEN, metadata_document=DOCUMENT), id="FN-36-cimd"),
+        pytest.param(OPEN, DCR, OPEN, id="FN-31-dynamic"),
+        pytest.param(OPEN, None, OPEN, id="no-grant"),
+        pytest.param(PLAN, SECRET, PLAN, id="RULES-4.3-a-configured-client-stays"),
+    ],
+)
+def test_who_configured_no_client_goes_on_as_the_one_of_the_grant(
+    before: plan.Plan, client: Registration | None, after: plan.Plan
+) -> None:
+    grant = None if client is None else Grant("https://as.example", client, "t", "at", 0.0, "l", resource=HERE)
+    assert plan.as_client_of(before, grant) == after
+    assert grant is None or plan.agrees(after, grant) is (before is OPEN)

@@ -196,6 +196,13 @@ def test_fn_1_a_new_process_renews_without_a_browser() -> None:
     assert run(need("missing"), script, "Done renewed at2").notices == ["renewed"]
 
 
+def test_fn_35_a_program_without_a_client_renews_a_grant_of_one_registered_by_hand() -> None:
+    plan = Plan(SERVER, any_client=True)
+    one = replace(OLD, registration=replace(OLD.registration, kind="preregistered"))
+    step = upkeep.begin(plan, need("missing"), SEED)
+    play(upkeep, step, [loaded(one), ("Acquire", Acquired(record(one)))], POST)
+
+
 def test_rules_4_11_what_cannot_be_saved_is_handed_on() -> None:
     script: list[Line] = [loaded(OLD), ACQUIRED, (POST, tokens(2)), ("Save *", FULL), ("Load", FULL), RELEASE]
     run(need("missing"), script, "Done renewed at2, unsaved")

@@ -709,6 +709,7 @@ def answering(error: bytes) -> Iterator[int]:
 SIMULATED: dict[str, tuple[bytes, type[StoreError], str]] = {
     "loading": (b"LOADING Redis is loading the dataset in memory", StoreError, "try again soon"),
     "disk-full": (b"MISCONF Errors writing to the AOF file: No space left", NotWritableError, "make room"),
+    "old-script": (b"ERR Error running script: @user_script:3: -OOM command not allowed", StoreFullError, "maxmemory"),
     "moved": (b"MOVED 3999 127.0.0.1:6381", StoreError, "use a Redis that is no cluster"),
     "unheard-of": (b"WHAT \x1b[2Jhunter" + b"x" * 999, StoreError, r"error: WHAT \[2Jhunterx+$"),
 }

@@ -217,6 +217,7 @@ def test_a_vault_that_hangs_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatc
     put(store, "key", b"value")
     monkeypatch.setattr(vault, "CALL_SECONDS", 0.2)
     os.kill(own.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, own.pid, os.WSTOPPED)  # all of its threads, by then
     try:
         for call in CALLS.values():
             began = elapsed()

@@ -70,7 +70,7 @@ class Options(TypedDict, total=False):
     """Asked for instead of what the server suggests."""
     scope_limit: Iterable[str] | None
     client: Client | Iterable[Client] | None
-    """What you are to authorization servers; None: register dynamically."""
+    """What you are to authorization servers; None: what the stored grant says, else register dynamically."""
     user: User | Agent | None
     """Who logs in and how; None: a browser on this machine."""
     interactive: bool
@@ -454,6 +454,7 @@ def make_plan(server_url: str, options: Options) -> Plan:
         _only(clients, PreRegistered),
         _only(clients, ClientMetadataDocument),
         _only(clients, Dynamic) or (None if _only(clients, PreRegistered) else Dynamic()),
+        any_client=not clients,
         scopes=_tuple(options.get("scopes")),
         scope_limit=_tuple(options.get("scope_limit")),
         interactive=options.get("interactive", True),

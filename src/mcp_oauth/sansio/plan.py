@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from msgspec.structs import replace
+
 from mcp_oauth.sansio import uris
 from mcp_oauth.sansio.errors import Failure, Reason, failure
 from mcp_oauth.sansio.grant import Grant, Registration, Scopes
@@ -82,6 +84,8 @@ class Plan(Value, frozen=True):
     metadata_document: ClientMetadataDocument | None = None
     dynamic: Dynamic | None = Dynamic()
     """None: never register."""
+    any_client: bool = False
+    """No client was configured: a grant that is there brings its own."""
     scopes: Scopes | None = None
     """Asked for instead of what the server suggests; None: challenge, else metadata, else omitted (RULES 2.15)."""
     scope_limit: Scopes | None = None
@@ -190,6 +194,24 @@ def agrees(plan: Plan, grant: Grant) -> bool:
         )
         and set(plan.scopes or ()) <= set(grant.requested or ())
     )
+
+
+def client_of(grant: Grant) -> PreRegistered | ClientMetadataDocument | None:
+    """The client that a grant was configured with; None: it registered itself."""
+    client = grant.registration
+    if client.kind == "cimd":
+        return ClientMetadataDocument(client.client_id)
+    if client.kind == "dcr":
+        return None
+    return PreRegistered(client.client_id, client.client_secret, client.issuer, client.redirect_uri, client.auth_method)
+
+
+def as_client_of(plan: Plan, grant: Grant | None) -> Plan:
+    """The plan of a program that configured no client and finds this grant: its renewals and logins go on as before."""
+    client = client_of(grant) if grant is not None and plan.any_client else None
+    if isinstance(client, PreRegistered):
+        return replace(plan, preregistered=client, dynamic=None)
+    return plan if client is None else replace(plan, metadata_document=client)
 
 
 def _same_client(plan: Plan, client: Registration) -> bool:

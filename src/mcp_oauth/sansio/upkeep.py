@@ -26,7 +26,7 @@ from mcp_oauth.sansio.grant import (
     token_of,
 )
 from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
-from mcp_oauth.sansio.plan import Plan, agrees
+from mcp_oauth.sansio.plan import Plan, agrees, as_client_of
 from mcp_oauth.sansio.resource import Found
 from mcp_oauth.sansio.revocation import Revoked
 from mcp_oauth.sansio.steps import (
@@ -209,6 +209,7 @@ def _from_memory(run: Run, reason: str, now: Now) -> Out:
 
 def _decide(run: Run, record: GrantRecord | None, now: Now) -> Out:
     """A stored token, a renewal, a login: in this order."""
+    run = replace(run, plan=as_client_of(run.plan, current_grant(record)))
     grant = _ours(run, record)
     if grant is not None and _serves(run, grant, now):
         return Done(Outcome("stored", token_of(grant)))

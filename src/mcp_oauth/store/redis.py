@@ -507,6 +507,6 @@ _CURES: Sequence[tuple[Sequence[str], type[StoreError], str]] = (
 def _explained(error: Exception, place: str) -> StoreError:
     classes, text = {kind.__name__ for kind in type(error).__mro__}, str(error)
     for signs, kind, cure in _CURES:
-        if any(sign in classes or sign in text for sign in signs):
+        if any(sign in classes or re.search(rf"\b{sign}\b", text) for sign in signs):
             return kind(f"Redis at {place}: {_plain(text)}; {cure}")
     return StoreError(f"Redis at {place}: {_plain(text)}")

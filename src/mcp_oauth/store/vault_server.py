@@ -43,7 +43,7 @@ CALL_SECONDS = 10.0
 Longer only for a host's name that is slow to resolve, or an answer that comes in drops.
 """
 KEEP_SECONDS = 30.0
-"""How long an idle connection is trusted: what stands in between forgets it after a minute or more, and tells nobody."""
+"""How long an idle connection is trusted: what stands in between forgets it in a minute or more, and tells nobody."""
 POLICY = (
     'path "<mount>/data/<prefix>/*" { capabilities = ["create", "read", "update"] } '
     'path "<mount>/metadata/<prefix>/*" { capabilities = ["create", "update", "list"] }'

@@ -1,0 +1,52 @@
+"""What the tests of the command share: a site, and a folder, an environment and a browser of their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mcp_oauth.cli import main
+from mcp_oauth.io import user
+from mcp_oauth.store.encrypted_file import EncryptedFileStore
+from tests.cli.site import Ran, Run, Site
+from tests.io.servers import serving
+from tests.servers import consent
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serving() as server:
+        server.handler = site = Site(server.origin)
+        yield site
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(folder: Path) -> EncryptedFileStore:
+    return EncryptedFileStore(folder)
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """The command in this process, on a store of its own, with a person who agrees to everything."""
+    monkeypatch.setenv("MCP_OAUTH_STORE", "file")
+    monkeypatch.setenv("MCP_OAUTH_STORE_DIR", str(folder))
+    monkeypatch.setenv("BROWSER", "a person")
+    monkeypatch.setattr(user, "_open_in_browser", lambda url: bool(consent.visit(url)))
+
+    def run(*arguments: str) -> Ran:
+        code = main(arguments)
+        told = capsys.readouterr()
+        return Ran(code, told.out, told.err)
+
+    log = logging.getLogger("mcp_oauth")
+    handlers, level = list(log.handlers), log.level
+    yield run
+    log.handlers, log.level = handlers, level
