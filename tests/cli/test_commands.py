@@ -288,6 +288,13 @@ def test_clear_tells_no_server(run: Run, logged_in: Site) -> None:
     assert run("get", "demo").code == 4
 
 
+@pytest.mark.parametrize("name", ["nobody", "https://nobody.example/mcp"])
+def test_clear_where_nothing_is_left(run: Run, name: str) -> None:
+    ran = run("clear", name, "--json")
+    assert ran.code == 0
+    assert ran.json["cleared"] is False
+
+
 # --- store ------------------------------------------------------------------------------------------------------------
 
 

@@ -98,14 +98,14 @@ def test_a_store_that_cannot_be(run: Run) -> None:
     assert "vault" in ran.err.lower()
 
 
-@pytest.mark.parametrize("command", ["get", "test", "tools", "logout", "clear"])
+@pytest.mark.parametrize("command", ["get", "test", "tools", "logout"])
 def test_an_unknown_name(run: Run, command: str) -> None:
     ran = run(command, "nobody")
     assert ran.code == 4
     assert "no server is called nobody" in ran.err
 
 
-@pytest.mark.parametrize("command", ["get", "logout", "clear"])
+@pytest.mark.parametrize("command", ["get", "logout"])
 def test_an_unknown_url(run: Run, command: str) -> None:
     assert run(command, "https://nobody.example/mcp").code == 4
 

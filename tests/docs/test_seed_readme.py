@@ -169,14 +169,15 @@ def test_shell_block(
     done = subprocess.run(
         ["bash", "-eu", "-o", "pipefail", "-c", program(block.code, case, values)],
         env=_with_uv(environment),
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=110,
         cwd=work,
-        stdin=subprocess.DEVNULL,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    says(done.stdout + done.stderr, case, values)
+    assert done.returncode == 0, done.stdout
+    says(done.stdout, case, values)
 
 
 def says(said: str, case: Case, values: Values) -> None:

@@ -242,15 +242,18 @@ def logout(session: Session, name: str, url: str | None) -> Exit:
 @name_argument
 @shared
 def clear(session: Session, name: str) -> Exit:
-    """Forget NAME here only: its server is not told, and its tokens stay valid there."""
-    target = session.target(name)
-    if session.entry(target) is None:
-        raise unknown(target.title)
+    """Forget NAME here only: its server is not told, and its tokens stay valid there. Nothing may be there already."""
+    known = "://" in name or session.manager.server_url(name) is not None
+    target = session.target(name) if known else Target(name, None)
+    cleared = session.entry(target) is not None
     if target.name is not None:
         session.manager.delete_tokens(target.name)
-    else:
+    elif cleared:
         session.oauth(target.title).logout(revoke=False)
-    document = {"name": target.name, "server_url": target.url, "cleared": True, "server_told": False}
+    document = {"name": target.name, "server_url": target.url, "cleared": cleared, "server_told": False}
+    if not cleared:
+        session.screen.show(document, f"Nothing is kept for {target.title}", [("Here", "nothing was kept")])
+        return Exit.DONE
     told = "not told: the tokens stay valid until they expire (mcp-oauth logout revokes them)"
     session.screen.show(document, f"Cleared {target.title}", [("Here", "forgotten"), ("Server", told)])
     return Exit.DONE
