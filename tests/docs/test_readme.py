@@ -1,4 +1,4 @@
-"""Every code block of the README runs, against a real server, and is the file that it claims to be."""
+"""Every Python block of the README and of docs/ runs, against a real server; every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.blocks import blocks
 from tests.servers import sdk_server
 from tests.servers.sdk_server import SdkServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+BLOCKS = [block.code for block in blocks(README, "python")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACEHOLDER = "https://mcp.example.com/mcp"
 
 
@@ -46,7 +48,7 @@ def run(code: str, server: SdkServer, home: Path) -> str:
 
 
 def test_all_blocks_are_run_here() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_the_first_program_logs_in_and_remembers(server: SdkServer, tmp_path: Path) -> None:
@@ -56,19 +58,42 @@ def test_the_first_program_logs_in_and_remembers(server: SdkServer, tmp_path: Pa
     assert run(quick_start, server, tmp_path).strip() in ("200", "400")
 
 
+def test_servers_by_name(server: SdkServer, tmp_path: Path) -> None:
+    assert re.fullmatch(r"3[56]\d\d \['Authorization'\]", run(BLOCKS[1], server, tmp_path).strip())
+
+
 def test_errors_are_told_apart(server: SdkServer, tmp_path: Path) -> None:
-    assert run(BLOCKS[1], server, tmp_path).strip() == "a person must log in first"
+    assert run(BLOCKS[2], server, tmp_path).strip() == "a person must log in first"
 
 
 def test_the_login_by_hand_is_the_tested_example() -> None:
-    assert BLOCKS[2] == (ROOT / "examples" / "by_hand.py").read_text("utf-8")
+    assert BLOCKS[3] == (ROOT / "examples" / "by_hand.py").read_text("utf-8")
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", README))))
-def test_links_lead_somewhere(path: str) -> None:
-    assert (ROOT / path).exists()
+DOCS = [
+    pytest.param(block.code, id=f"{page.name}-{block.line}")
+    for page in PAGES[1:]
+    for block in blocks(page.read_text("utf-8"), "python")
+]
+
+
+@pytest.mark.parametrize("code", DOCS)
+def test_blocks_of_docs(code: str, server: SdkServer, tmp_path: Path) -> None:
+    run(code.replace("/tmp/", f"{tmp_path}/"), server, tmp_path)
+
+
+LINKS = [
+    pytest.param(page.parent / path.partition("#")[0], id=f"{page.name}-{path}")
+    for page in PAGES
+    for path in sorted(set(re.findall(r"\]\(([^)h#][^)]*)\)", page.read_text("utf-8"))))
+]
+
+
+@pytest.mark.parametrize("target", LINKS)
+def test_links_lead_somewhere(target: Path) -> None:
+    assert target.exists()
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"^    make (\w+)", README, re.MULTILINE))))
 def test_make_targets_exist(target: str) -> None:
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert re.search(rf"^(\S+ )*{target}( \S+)*:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
