@@ -10,6 +10,7 @@ were issued to is remembered, by their fingerprints, so that none is presented a
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -41,10 +42,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("mcp_oauth")
 
 MOST_REMEMBERED = 1000
-"""Tokens of which it is remembered what they were issued to."""
+"""Tokens of which it is remembered what they were issued to, and logins of which the last renewal is."""
 
 S = TypeVar("S")
 R = TypeVar("R")
+V = TypeVar("V")
 
 
 class ClientOptions(TypedDict, total=False):
@@ -213,7 +215,7 @@ class MCPOAuthClient:
         mark = fingerprint(refresh_token)
         spent, brought = self._exchanged.get(grant.lineage, ("", None))
         if brought is not None and spent == mark and brought.refresh_token != refresh_token:
-            return brought
+            return dataclasses.replace(brought)
         tokens, _ = await FLIGHTS.wait_async((self, mark), lambda flight: self._renew(flight, mark, grant))
         return tokens
 
@@ -268,10 +270,7 @@ class MCPOAuthClient:
     def _remember(self, grant: Grant, *spent: str) -> None:
         issued = by_step.without_tokens(grant)
         for mark in (*spent, *(fingerprint(token) for token in (grant.access_token, grant.refresh_token) if token)):
-            self._issued.pop(mark, None)
-            self._issued[mark] = issued
-        while len(self._issued) > MOST_REMEMBERED:
-            self._issued.pop(next(iter(self._issued)), None)
+            _put_last(self._issued, mark, issued)
 
     async def _issued_to(self, token: str, error: type[OAuthError]) -> Grant:
         """What a token was issued to: never another client (RULES 2.11). One from elsewhere, to the configured one."""
@@ -299,8 +298,16 @@ class MCPOAuthClient:
         renewed = _grant_in(store)
         tokens = tokens_of(renewed)
         self._remember(renewed, mark)
-        self._exchanged[grant.lineage] = mark, tokens
+        _put_last(self._exchanged, grant.lineage, (mark, dataclasses.replace(tokens)))
         return tokens
+
+
+def _put_last(remembered: dict[str, V], name: str, value: V) -> None:
+    """Remember it, and the newest others."""
+    remembered.pop(name, None)
+    remembered[name] = value
+    while len(remembered) > MOST_REMEMBERED:
+        remembered.pop(next(iter(remembered)), None)
 
 
 def _seed() -> Seed:

@@ -280,9 +280,9 @@ SHELL: dict[int, Case] = {
     1331: Case(
         before="cd $copy",
         instead={
-            "uv run pytest": "$python -m pytest --collect-only -q",
+            "uv run pytest": "$python -m pytest --collect-only -q tests/api",
             "--cov=mcp_oauth --cov-report=html": "--cov=mcp_oauth",
-            "tests/auth/test_oauth_handler.py": "tests/test_handler.py",
+            "tests/auth/test_oauth_handler.py": "tests/api/test_handler.py",
         },
         because=THIS_TEST,
     ),

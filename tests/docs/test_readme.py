@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import mcp_oauth
 from tests.docs.blocks import blocks
 from tests.servers import sdk_server
 from tests.servers.sdk_server import SdkServer
@@ -97,3 +99,7 @@ def test_links_lead_somewhere(target: Path) -> None:
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"^    make (\w+)", README, re.MULTILINE))))
 def test_make_targets_exist(target: str) -> None:
     assert re.search(rf"^(\S+ )*{target}( \S+)*:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+
+def test_the_version_is_the_distributions() -> None:
+    assert mcp_oauth.__version__ == metadata.version("mcp-oauth-sansio")

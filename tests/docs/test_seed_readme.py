@@ -147,12 +147,13 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _with_uv(environment: dict[str, str]) -> dict[str, str]:
-    """`uv`, and the command `mcp-oauth`, of the environment that runs these tests."""
+    """`uv`, and the command `mcp-oauth`, of the environment that runs these tests; what uv has fetched serves all."""
     here = Path(sys.executable).parent
     if not (here / "uv").exists():
         missing("uv", "pip install uv")
     kept = {name: value for name, value in environment.items() if name != "VIRTUAL_ENV"}
     path = f"{here}{os.pathsep}{kept['PATH']}"
+    kept.setdefault("UV_CACHE_DIR", str(Path.home() / ".cache" / "uv"))
     return {**kept, "PATH": path, "UV_PYTHON": sys.executable, "UV_PYTHON_DOWNLOADS": "never"}
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
@@ -48,6 +48,7 @@ STACKS = tuple(f"{library}-{way}" for library in ("httpx2", "httpx") for way in 
 """HTTP library and how it is called."""
 
 Change = Callable[[GrantRecord], GrantRecord]
+P = TypeVar("P", bound="Peer")
 
 
 class Answer(NamedTuple):
@@ -208,11 +209,13 @@ def _registrations(store: Store) -> tuple[str, RegistrationRecord]:
     return key, record
 
 
-def rewrite(store: Store, url: str, change: Change) -> None:
+def rewrite(store: Store, url: str, change: Change, account: str = "") -> None:
     """Change what is stored, as time would, or another process."""
-    old = stored(store, url)
+    old = stored(store, url, account)
     new = replace(change(old), revision=f"{old.revision}'")
-    assert isinstance(store.save(grant_key(url, ""), encode(new), revision=new.revision, expected=old.revision), Saved)
+    assert isinstance(
+        store.save(grant_key(url, account), encode(new), revision=new.revision, expected=old.revision), Saved
+    )
 
 
 def server_lost_all(store: Store, url: str) -> None:
@@ -234,17 +237,17 @@ def server_lost_all(store: Store, url: str) -> None:
     assert isinstance(store.save(key, encode(new), revision=new.revision, expected=old.revision), Saved)
 
 
-def locked(store: Store, url: str) -> Lease:
+def locked(store: Store, url: str, account: str = "") -> Lease:
     """The lock of the grant, which nobody may hold."""
-    lease = store.try_lock(grant_key(url, ""))
+    lease = store.try_lock(grant_key(url, account))
     assert not isinstance(lease, Held), lease.holder
     return lease
 
 
-def expire(store: Store, url: str) -> Grant:
+def expire(store: Store, url: str, account: str = "") -> Grant:
     """The access token ran out a moment ago. Returned is the grant that is to be renewed."""
-    rewrite(store, url, lambda record: with_grant(record, _expired(current_grant(record))))
-    return grant_in(store, url)
+    rewrite(store, url, lambda record: with_grant(record, _expired(current_grant(record))), account)
+    return grant_in(store, url, account)
 
 
 def _expired(grant: Grant | None) -> Grant:
@@ -307,10 +310,12 @@ class Peer:
     folder: Path
     process: subprocess.Popen[str] = field(init=False)
 
-    def __enter__(self) -> Peer:
-        command = [sys.executable, "-m", "tests.integration.program", self.stack, self.url, str(self.folder)]
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.integration.program", self.stack, self.url, str(self.folder)]
+
+    def __enter__(self: P) -> P:
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            self.command(), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         assert self.read() == {"event": "ready"}
         return self
@@ -346,26 +351,26 @@ class Peer:
         self.process.wait()
 
 
-def _say(event: str, **more: object) -> None:
+def say(event: str, **more: object) -> None:
     print(json.dumps({"event": event, **more}), flush=True)
 
 
-def _told(notice: Notice) -> None:
-    _say(notice.name)
+def told(notice: Notice) -> None:
+    say(notice.name)
 
 
-def _approve(url: str) -> str:
-    _say("asked")
+def approve(url: str) -> str:
+    say("asked")
     assert sys.stdin.readline() == "approve\n"
     return consent.follow(url)
 
 
 def _main(stack: str, url: str, folder: str) -> None:
-    _say("ready")
+    say("ready")
     while sys.stdin.readline() == "call\n":
-        here = program(stack, url, store=EncryptedFileStore(folder), user=_approve, on_notice=_told)
+        here = program(stack, url, store=EncryptedFileStore(folder), user=approve, on_notice=told)
         answer = here.call()
-        _say("answered", status=answer.status, text=answer.text, traffic=here.traffic)
+        say("answered", status=answer.status, text=answer.text, traffic=here.traffic)
 
 
 if __name__ == "__main__":

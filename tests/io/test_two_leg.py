@@ -21,8 +21,8 @@ from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, PreRegistered
 from mcp_oauth.sansio.sealing import LIFE, NONCE_BYTES, seal, unseal
 from mcp_oauth.sansio.steps import Ensured, Need
 from mcp_oauth.store.memory import MemoryStore
+from tests.io.plain import Failing, Nobody, Plain, settle
 from tests.io.servers import Reply, Seen, World, document, put_grant, stored, stored_refresh_token
-from tests.io.test_oauth import Failing, Nobody, Plain, settle
 
 KEY = bytes(range(32))
 CALLBACK = "https://app.example/callback"

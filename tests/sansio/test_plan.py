@@ -255,6 +255,12 @@ OPEN = replace(PLAN, any_client=True)
     [
         pytest.param(OPEN, SECRET, replace(OPEN, preregistered=ITS_OWN, dynamic=None), id="FN-35-registered-by-hand"),
         pytest.param(OPEN, CIMD, replace(OPEN, metadata_document=DOCUMENT), id="FN-36-cimd"),
+        pytest.param(
+            OPEN,
+            replace(CIMD, redirect_uri="http://localhost:1/c"),
+            replace(OPEN, metadata_document=replace(DOCUMENT, redirect_uri="http://localhost:1/c")),
+            id="FN-38-cimd-with-its-redirect",
+        ),
         pytest.param(OPEN, DCR, OPEN, id="FN-31-dynamic"),
         pytest.param(OPEN, None, OPEN, id="no-grant"),
         pytest.param(PLAN, SECRET, PLAN, id="RULES-4.3-a-configured-client-stays"),

@@ -90,13 +90,15 @@ class TestPriority:
             assert isinstance(end, Done)
             client: Registration = end.value
             assert (client.kind, client.client_id, kind) == (*expected, expected[0])
-            assert (client.issuer, client.redirect_uri, client.auth_method) == (ISSUER, REDIRECT, "none")
+            assert (client.issuer, client.auth_method) == (ISSUER, "none")
+            assert client.redirect_uri == {"preregistered": None, "cimd": DOCUMENT.redirect_uri, "dcr": REDIRECT}[kind]
 
     @table(
         "client, listed, supported, method",
         {
             "RULES-2.9-issuer-not-said": (PreRegistered("c"), None, None, "none"),
             "RULES-2.9-its-issuer": (PreRegistered("c", issuer=ISSUER), None, None, "none"),
+            "FN-35-its-redirect": (PreRegistered("c", redirect_uri="http://localhost/c"), None, None, "none"),
             "RULES-2.5-as-it-is-listed": (PreRegistered("c", issuer="https://l"), "https://l", None, "none"),
             "RULES-2.9-another-issuer": (PreRegistered("c", issuer="https://l"), None, None, None),
             "RULES-2.5-plain-comparison": (PreRegistered("c", issuer=f"{ISSUER}/"), ISSUER, None, None),
@@ -117,7 +119,9 @@ class TestPriority:
             assert (end.error.reason, end.error.url) == (Reason.CLIENT_OF_ANOTHER_ISSUER, ISSUER)
             assert str(client.issuer) in end.error.message
         else:
-            kept = Registration(ISSUER, "c", "preregistered", method, REDIRECT, client_secret=client.client_secret)
+            kept = Registration(
+                ISSUER, "c", "preregistered", method, client.redirect_uri, client_secret=client.client_secret
+            )
             assert end == Done(kept)
 
     @table(

@@ -11,8 +11,20 @@ from mcp_oauth.sansio.errors import Reason
 from mcp_oauth.sansio.grant import GrantRecord, Intent, with_grant
 from mcp_oauth.sansio.messages import DEADLINE, Response
 from mcp_oauth.sansio.renewal import INTENT_SECONDS, MOST_SKEW
-from mcp_oauth.sansio.steps import Acquired, Conflict, Event, Extended, Released, Save, Saved, StoreFailed, Woke
-from tests.sansio.scripts import KEY, SEED, Line, grant, parent, play, record, saved, tokens, unlike
+from mcp_oauth.sansio.steps import (
+    Acquired,
+    Busy,
+    Conflict,
+    Event,
+    Extended,
+    Loaded,
+    Released,
+    Save,
+    Saved,
+    StoreFailed,
+    Woke,
+)
+from tests.sansio.scripts import KEY, SEED, Line, each, grant, parent, play, record, saved, tokens, unlike
 from tests.sansio.walks import LOST, NOW, UNSENT, later, table
 from tests.sansio.worlds import Run
 
@@ -73,15 +85,36 @@ def test_without_its_intent_nothing_is_sent(answer: Event, end: str) -> None:
     "lease, passed, then",
     {
         "RULES-4.9-in-time": (13.0, 3.0, POST),
-        "RULES-4.9-too-late-by-the-elapsed-time-of-the-lease": (12.9, 3.0, "Done none"),
-        "RULES-4.9-too-late-by-the-wall-time-of-the-intent": (99.0, 3.1, "Done none"),
-        "RULES-4.9-lapsed": (13.0, 99.0, "Done none"),
+        "RULES-4.9-too-late-by-the-elapsed-time-of-the-lease": (12.9, 3.0, "Sleep 0"),
+        "RULES-4.9-too-late-by-the-wall-time-of-the-intent": (99.0, 3.1, "Sleep 0"),
+        "RULES-4.9-lapsed": (13.0, 99.0, "Sleep 0"),
     },
 )
 def test_sent_only_if_the_lease_outlives_the_deadline(lease: float, passed: float, then: str) -> None:
     step = renewal.begin(KEY, OLD, unlike=None, seed=SEED, jitter=0.0, holder="us")
-    script = [leased(record(OLD), lease), (INTENT, Saved(), passed), *[RELEASE] * then.startswith("Done")]
+    script = [leased(record(OLD), lease), (INTENT, Saved(), passed), *[RELEASE] * then.startswith("Sleep")]
     play(renewal, step, script, then)
+
+
+def paused(at: float, stored: GrantRecord) -> list[Line]:
+    """Stopped for so long after it saved its intent that it may not send any more."""
+    intent: Line = ("Save *: *as(at1 rt1) intent rt1 of us", Saved(), at + 4)
+    return [leased(stored, at=at), intent, RELEASE, ("Sleep 0", Woke(), at + 4)]
+
+
+def test_rules_4_8_its_own_intent_that_came_to_nothing_is_not_waited_for() -> None:
+    step = renewal.begin(KEY, OLD, unlike=None, seed=SEED, jitter=0.0, holder="us")
+    run = play(renewal, step, paused(0, record(OLD)), "Acquire")
+    mine = saved(run)[-1]
+    run = play(renewal, step, [*paused(0, record(OLD)), leased(mine, at=4)], f"Save {mine.revision}: *")
+    assert len({one.intent.attempt for one in saved(run) if one.intent}) == 2
+
+
+def test_rules_4_9_a_store_that_is_always_too_slow_is_told() -> None:
+    step = renewal.begin(KEY, OLD, unlike=None, seed=SEED, jitter=0.0, holder="us")
+    script = [line for n in range(3) for line in paused(4.0 * n, record(OLD))]
+    run = play(renewal, step, [*script, *paused(12, record(OLD))[:3]], "Failed store-failed")
+    assert "its saves take longer than its locks last" in run.end.error.message
 
 
 # --- The answer is lost ----------------------------------------------------------------------------------------------
@@ -133,14 +166,27 @@ def test_each_start_has_an_intent_of_its_own() -> None:
     assert len(set(intents)) == 2
 
 
+@table(
+    "theirs, end",
+    {
+        "RULES-4.9-a-peer-has-renewed-meanwhile": (record(grant(2, left=3600)), "Done none"),
+        "only-a-login-was-announced": (record(OLD, revision="r9"), "Failed renewal-ambiguous"),
+        "RULES-4.10-a-logout": (record(logged_out=True), "Failed renewal-ambiguous"),
+    },
+)
+def test_an_answer_was_lost_and_the_record_has_changed(theirs: GrantRecord, end: str) -> None:
+    script: list[Line] = [(INTENT, Saved()), (POST, LOST, 10), ("Extend", Extended(None))]
+    renew([*script, ("Save *: *as(at1 rt1 +15s)", Conflict(theirs)), RELEASE], end)
+
+
 # --- Somebody else's intent -------------------------------------------------------------------------------------------
 
 
 @table(
     "intent, then",
     {
-        "RULES-4.8-may-be-under-way": (theirs(), f"Sleep {INTENT_SECONDS:g}"),
-        "RULES-4.8-clocks-differ": (theirs(ends=-MOST_SKEW), f"Sleep {INTENT_SECONDS:g}"),
+        "RULES-4.8-may-be-under-way": (theirs(), "Sleep 0.0*"),
+        "RULES-4.8-clocks-differ": (theirs(ends=-MOST_SKEW), "Sleep 0.0*"),
         "RULES-4.8-long-over": (theirs(ends=-MOST_SKEW - 0.1), INTENT),
         "RULES-4.8-of-a-token-before-this-one": (theirs(presented=0), INTENT),
     },
@@ -149,30 +195,51 @@ def test_an_intent_of_somebody_else(intent: Intent, then: str) -> None:
     renew([RELEASE] * then.startswith("Sleep"), then, record(OLD, intent=intent))
 
 
-def test_rules_4_8_unchanged_for_as_long_as_it_could_be_sent_it_is_dead() -> None:
-    """Watched by our own clock: theirs may be hours ahead."""
-    stuck = record(OLD, intent=theirs(ends=7200))
-    script: list[Line] = [RELEASE, ("Sleep 13", Woke(), 13), leased(stuck, at=13)]
-    run = renew([*script, (INTENT, Saved()), (POST, tokens(2))], "Save *: *as(at2 rt2)", stuck)
+def seen(stored: GrantRecord, at: float = 0.0) -> list[Line]:
+    """A poll that finds this: read without the lock."""
+    return [("Sleep *", Woke()), ("Load", Loaded(stored), at)]
+
+
+STUCK = record(OLD, intent=theirs(ends=7200))
+"""By a clock that is hours ahead."""
+
+
+@each(
+    "before",
+    {
+        "RULES-4.8-from-the-lock-on": [leased(STUCK), RELEASE],
+        "RULES-4.4-while-the-lock-was-held": [("Acquire", Busy("pid 2 on host")), *seen(STUCK)],
+    },
+)
+def test_rules_4_8_unchanged_for_as_long_as_it_could_be_sent_it_is_dead(before: list[Line]) -> None:
+    """Watched by our own clock, and read without taking the lock."""
+    script = [*before, *seen(STUCK, 12.9), *seen(STUCK, 13), leased(STUCK, at=13), (INTENT, Saved()), (POST, tokens(2))]
+    step = renewal.begin(KEY, OLD, unlike=None, seed=SEED, jitter=0.0, holder="us")
+    run = play(renewal, step, script, "Save *: *as(at2 rt2)")
     ours = saved(run)[0].intent
     assert ours is not None
     assert ours.send_until == later(13).wall + INTENT_SECONDS
 
 
+def test_rules_4_4_its_result_is_taken_as_soon_as_it_is_there() -> None:
+    script = [RELEASE, *seen(STUCK, 1), *seen(record(grant(2, left=3600)), 1.1)]
+    assert renew(script, "Done stored at2", STUCK).notices == ["lock-busy"]
+
+
 def test_rules_4_8_another_intent_is_another_wait_but_not_for_ever() -> None:
-    script: list[Line] = []
-    for n in range(renewal.MOST_INTENTS):
-        script += [RELEASE, ("Sleep 13", Woke()), leased(record(OLD, intent=theirs(f"a{n + 2}")))]
-    run = renew([*script, RELEASE], "Failed renewal-busy", record(OLD, intent=theirs("a1")))
+    script: list[Line] = [RELEASE]
+    for n in range(renewal.MOST_POLLS - 1):
+        script += seen(record(OLD, intent=theirs(f"a{n // 12}")), float(n))
+    run = renew([*script, *seen(record(OLD, intent=theirs("a9")), 36)], "Failed renewal-busy", STUCK)
     assert run.end.error.reason is Reason.RENEWAL_BUSY
-    assert run.end.error.message == "the grant is being renewed by pid 2 on host"
+    assert run.end.error.message == "the grant is locked by pid 2 on host"
 
 
 @table(
     "refused, end",
     {
         "RULES-4.8-waits-only-if-the-token-is-unusable": (None, "Done stored at1"),
-        "RULES-4.8-it-was-refused": (unlike(1), "Sleep 13"),
+        "RULES-4.8-it-was-refused": (unlike(1), "Sleep 0.0*"),
     },
 )
 def test_while_the_token_lives(refused: str | None, end: str) -> None:

@@ -547,7 +547,7 @@ def test_rules_4_7_an_expired_pin_is_not_renewed() -> None:
 
 def test_bound() -> None:
     rounds = upkeep.MOST_ROUNDS * (1 + resource.MOST_EFFECTS + renewal.MOST_EFFECTS)
-    assert upkeep.MOST_EFFECTS == rounds + login.MOST_EFFECTS <= 4450
+    assert upkeep.MOST_EFFECTS == rounds + login.MOST_EFFECTS <= 4514
 
 
 def test_rules_4_2_no_revision_recurs_between_rounds() -> None:

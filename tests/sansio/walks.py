@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -49,10 +50,16 @@ def later(seconds: float) -> Now:
     return Now(NOW.wall + seconds, NOW.elapsed + seconds)
 
 
+@cache
+def asks_for_the_time(machine: ModuleType) -> bool:
+    return "now" in inspect.signature(machine.advance).parameters
+
+
 def advance(machine: ModuleType, step: Any, event: Event, now: Now) -> Any:
     """The machine's own `advance`, with the time if it asks for it."""
-    timed = "now" in inspect.signature(machine.advance).parameters
-    return machine.advance(step.state, event, now=now) if timed else machine.advance(step.state, event)
+    if asks_for_the_time(machine):
+        return machine.advance(step.state, event, now=now)
+    return machine.advance(step.state, event)
 
 
 def walk(machine: ModuleType, step: Any, *events: Event) -> Run:

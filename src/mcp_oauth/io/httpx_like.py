@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, ItemsView, Iterator, MutableMapping
+from collections.abc import AsyncGenerator, Callable, Generator, ItemsView, Iterator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 MOST_DROPPED = 1 << 16
 """Bytes of a challenged response that are read, so that its connection can be used again; a longer one is closed."""
 
+
+DIRECT: Mapping[str, Any] = {"http://": None}
+"""The `mounts` of a client that obeys the environment's proxies for https only. Plain http is for loopback (RULES 1.3),
+and a proxy would read the tokens on it, if it found the way at all."""
 
 B = TypeVar("B", bytes, bytearray)
 
@@ -75,7 +79,7 @@ class Traffic:
 
     def _client(self) -> Any:
         """No redirect followed, no cookie kept, nothing of the caller's client."""
-        made: dict[str, Any] = {}
+        made: dict[str, Any] = {} if self._proxy is not None else {"mounts": DIRECT}
         if self._transport is not None:
             made["transport"] = self._transport()
         elif self._verify is None:

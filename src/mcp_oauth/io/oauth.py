@@ -30,6 +30,7 @@ from mcp_oauth.sansio.errors import Reason, failure
 from mcp_oauth.sansio.grant import GrantRecord, Token, grant_key
 from mcp_oauth.sansio.keeping import Outcome
 from mcp_oauth.sansio.logout import LoggedOut
+from mcp_oauth.sansio.messages import printable
 from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, Plan, PreRegistered, check
 from mcp_oauth.sansio.steps import Await, Done, Effect, Ensured, Failed, How, Need, NotEnsured, Notice, Send, Step
 from mcp_oauth.sansio.values import Seed
@@ -311,7 +312,8 @@ class BaseOAuth(ABC):
             return Failed(failure(Reason.STOPPED, "nobody waited for it any more, or the program is ending"))
 
     def _tell(self, notice: Notice) -> None:
-        log.log(_LEVELS.get(notice.name, logging.INFO), "%s: %s", notice.name, notice.message)
+        notice = replace(notice, message=printable(notice.message, 2000))  # peers name themselves in some
+        log.log(LEVELS.get(notice.name, logging.INFO), "%s: %s", notice.name, notice.message)
         if self._on_notice is not None:
             try:
                 self._on_notice(notice)
@@ -430,13 +432,14 @@ def _in_loop(fly: Callable[[], Awaitable[T]]) -> T:
     return context.run(anyio.run, fly)
 
 
-_LEVELS: Mapping[str, int] = {
+LEVELS: Mapping[str, int] = {
     "not-persisted": logging.ERROR,
     "not-durable": logging.WARNING,
     "revocation-failed": logging.WARNING,
     "resource-broader-than-server": logging.WARNING,
     "scopes-reduced": logging.WARNING,
 }
+"""The levels of notices in the log; the others are INFO."""
 
 
 def _default_store() -> Store:

@@ -79,7 +79,8 @@ def held_back(plan: Plan, need: Need, record: GrantRecord | None, now: Now) -> F
         if len(denied) >= MOST_DENIALS or any(set(wanted) == set(one) for one in denied):
             return failure(Reason.STEP_UP_DENIED, f"{' '.join(wanted)} was denied before")
     if not plan.interactive:
-        return failure(Reason.AUTHORIZATION_REQUIRED, f"{plan.server_url} needs a login, and interactive=False")
+        asked = f" for the scopes {' '.join(need.scopes)}" if need.because == "scope" and need.scopes else ""
+        return failure(Reason.AUTHORIZATION_REQUIRED, f"{plan.server_url} needs a login{asked}, and interactive=False")
     held_until = (record.no_login_before if record is not None else None) or 0.0
     # Further ahead than that it was noted by another clock (RULES 4.14).
     if need.because not in ("asked", "forced") and now.wall < held_until <= now.wall + HOLD_BACK:

@@ -73,8 +73,8 @@ class Authorization(Value, frozen=True):
     resource: str | None
     scopes: Scopes | None
     token_params: Params
-    rounds: int
-    """Of `PATIENCE` seconds that a person may take."""
+    seconds: float
+    """That a person may take."""
 
 
 class AwaitingRedirect(Value, frozen=True, tag="authorization_code.AwaitingRedirect"):
@@ -155,7 +155,7 @@ def begin(
         resource,
         scopes,
         plan.token_params,
-        int(min(max(1, plan.login_seconds / PATIENCE), MOST_ROUNDS)),
+        min(plan.login_seconds, MOST_ROUNDS * PATIENCE),
     )
     return _wait(AwaitingRedirect(asked))
 
@@ -196,7 +196,8 @@ def code_challenge(verifier: str) -> str:
 def _wait(state: AwaitingRedirect) -> Out:
     asked = state.asked
     opened = state.round > 0 or state.strays > 0
-    return Await(state, OpenBrowser(asked.url, asked.redirect_uri, asked.state, PATIENCE, opened))
+    seconds = min(PATIENCE, asked.seconds - state.round * PATIENCE)
+    return Await(state, OpenBrowser(asked.url, asked.redirect_uri, asked.state, seconds, opened))
 
 
 def advance(state: State, event: Event, *, now: Now) -> Out:
@@ -205,10 +206,10 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
         case AwaitingRedirect(), Redirected(url):
             return _redirected(state, url, now)
         case AwaitingRedirect(asked, strays, rounds), StillWaiting():
-            if rounds + 1 < asked.rounds:
+            if (rounds + 1) * PATIENCE < asked.seconds:
                 return _wait(AwaitingRedirect(asked, strays, rounds + 1))
-            seconds = int(asked.rounds * PATIENCE)
-            return Failed(failure(Reason.LOGIN_TIMED_OUT, f"no answer from the browser in {seconds} seconds"))
+            message = f"no answer from the browser in {asked.seconds:g} seconds"
+            return Failed(failure(Reason.LOGIN_TIMED_OUT, message))
         case AwaitingRedirect(), UserFailed(reason):
             return Failed(failure(Reason.USER_UNAVAILABLE, reason))
         case Exchanging(), Response():

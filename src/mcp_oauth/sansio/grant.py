@@ -26,7 +26,7 @@ class Registration(Value, frozen=True):
     kind: ClientKind
     auth_method: AuthMethod
     redirect_uri: str | None = None
-    """Byte for byte as registered; None: not known."""
+    """Byte for byte as registered; on loopback it may leave the port open. None: not known."""
     scopes: Scopes | None = None
     """What was asked for when it was registered; None: no `scope` member."""
     client_secret: Secret | None = None

@@ -199,10 +199,12 @@ def agrees(plan: Plan, grant: Grant) -> bool:
 def client_of(grant: Grant) -> PreRegistered | ClientMetadataDocument | None:
     """The client that a grant was configured with; None: it registered itself."""
     client = grant.registration
-    if client.kind == "cimd":
-        return ClientMetadataDocument(client.client_id)
     if client.kind == "dcr":
         return None
+    if client.kind == "cimd" and client.redirect_uri is not None:
+        return ClientMetadataDocument(client.client_id, client.redirect_uri)
+    if client.kind == "cimd":
+        return ClientMetadataDocument(client.client_id)
     return PreRegistered(client.client_id, client.client_secret, client.issuer, client.redirect_uri, client.auth_method)
 
 

@@ -94,7 +94,7 @@ def begin(query: Query, now: Now) -> Out:
         return _preregistered(query, plan.preregistered)
     if plan.metadata_document is not None and metadata.client_id_metadata_document_supported:
         document = plan.metadata_document
-        return Done(Registration(metadata.issuer, document.url, "cimd", "none", query.redirect_uri))
+        return Done(Registration(metadata.issuer, document.url, "cimd", "none", document.redirect_uri))
     if plan.dynamic is None or metadata.registration_endpoint is None:
         message = f"no client is configured for {metadata.issuer}, and none can be registered there"
         return Failed(failure(Reason.CLIENT_INFORMATION_NEEDED, message, url=metadata.issuer))
@@ -142,7 +142,7 @@ def _preregistered(query: Query, client: PreRegistered) -> Out:
             client.client_id,
             "preregistered",
             method,
-            query.redirect_uri,
+            client.redirect_uri,
             client_secret=client.client_secret,
         )
     )

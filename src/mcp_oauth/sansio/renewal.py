@@ -1,4 +1,4 @@
-"""The machine that renews one grant under the store's lock (RULES 4.4 to 4.12): at most 163 effects, normally 4.
+"""The machine that renews one grant under the store's lock (RULES 4.4 to 4.12): at most 190 effects, normally 4.
 
     Acquire -> Send(refresh) -> Save -> Release
 
@@ -82,9 +82,7 @@ INTENT_SECONDS = DEADLINE + 3.0
 """An intent is good for a request with its deadline, and waited for as long (RULES 4.8)."""
 MOST_SKEW = 60.0
 """Seconds by which the clocks of two machines may differ: an intent that is over for longer is not waited for."""
-MOST_INTENTS = 3
-"""Intents of others that are waited for."""
-MOST_EFFECTS = 3 * (MOST_POLLS + MOST_INTENTS) + 8 * len(RETRIES) + 6 + keeping.MOST_EFFECTS + revocation.MOST_EFFECTS
+MOST_EFFECTS = 4 * MOST_POLLS + 8 * len(RETRIES) + 6 + keeping.MOST_EFFECTS + revocation.MOST_EFFECTS
 
 
 class Task(Value, frozen=True):
@@ -110,8 +108,10 @@ class Task(Value, frozen=True):
     """Requests that were certainly not processed."""
     rests: int = 0
     """Times that it started again."""
-    intents: tuple[str, ...] = ()
-    """Others' intents that were waited for."""
+    watched: str = ""
+    """The intent that was seen last,"""
+    until: float = 0.0
+    """and the elapsed seconds until which it may be under way."""
 
 
 class Rest(Value, frozen=True):
@@ -121,9 +121,6 @@ class Rest(Value, frozen=True):
 
     task: Task
     seconds: float
-
-
-After = Outcome | Failure | Rest
 
 
 class Locking(Value, frozen=True, tag="renewal.Locking"):
@@ -141,6 +138,9 @@ class Waiting(Value, frozen=True, tag="renewal.Waiting"):
 
     task: Task
     holder: str
+
+
+After = Outcome | Failure | Rest | Waiting
 
 
 class Looking(Value, frozen=True, tag="renewal.Looking"):
@@ -210,6 +210,7 @@ class Noting(Value, frozen=True, tag="renewal.Noting"):
 
     shown = ("then",)
 
+    task: Task
     then: After
 
 
@@ -292,8 +293,7 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
         case Waiting(task, holder), Woke():
             return Await(Looking(task, holder), Load(task.key))
         case Looking(task), Loaded(record):
-            token = _adoptable(task, grants(record), now)
-            return Done(Outcome("stored", token)) if token else _lock(task)
+            return _looked(task, grants(record), now)
         case Sending(), Response():
             return _answered(state, event, now)
         case Sending(), SendFailed(reason, may_have_arrived):
@@ -306,8 +306,10 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
             return _saving(keeping.advance(inner, event, now=now))
         case Confirming(task, refusal), Loaded(record):
             return _confirmed(task, refusal, grants(record))
-        case Noting(then), Saved() | Conflict() | StoreFailed():
+        case Noting(_, then), Saved() | StoreFailed():
             return _release(then)
+        case Noting(task, then), Conflict(theirs):
+            return _release(Outcome() if _moved_on(task, grants(theirs)) else then)
         case Releasing(then, revoke), Released():
             return _released(then, revoke)
         case Resting(task), Woke():
@@ -337,6 +339,14 @@ def _busy(task: Task, holder: str) -> Out:
     return Await(Waiting(replace(task, polls=task.polls + 1), holder), Sleep(seconds), notices)
 
 
+def _looked(task: Task, record: GrantRecord | None, now: Now) -> Out:
+    token = _adoptable(task, record, now)
+    if token is not None:
+        return Done(Outcome("stored", token))
+    task, theirs = _watch(task, record, now)
+    return _lock(task) if theirs is None else _busy(task, theirs.holder)
+
+
 def _adoptable(task: Task, record: GrantRecord | None, now: Now) -> Token | None:
     """A peer's token that will do (RULES 4.6). One of another login is for upkeep to judge (RULES 4.3)."""
     grant = current_grant(record)
@@ -360,11 +370,9 @@ def _acquired(task: Task, record: GrantRecord | None, valid_until: float | None,
     if len(_recent(grant, now)) >= MOST_RENEWALS:
         return _release(_too_often(task, grant))
     grant = _as_configured(task, grant)
-    return (
-        _send(Sending(task, record, grant, now))
-        if valid_until is None
-        else _intend(task, record, grant, valid_until, now)
-    )
+    if valid_until is None:
+        return _send(Sending(task, record, grant, now))
+    return _intend(task, record, grant, valid_until, now)
 
 
 def _as_configured(task: Task, grant: Grant) -> Grant:
@@ -376,6 +384,12 @@ def _as_configured(task: Task, grant: Grant) -> Grant:
 
 def _judged(task: Task, grant: Grant) -> bool:
     return renewable(grant) and fingerprint(grant.refresh_token or "") == task.presented
+
+
+def _moved_on(task: Task, record: GrantRecord | None) -> bool:
+    """Somebody else has another refresh token by now, while the answer to this one was bad or lost."""
+    grant = current_grant(record)
+    return grant is not None and not _judged(task, grant)
 
 
 def _serves(task: Task, grant: Grant, now: Now) -> bool:
@@ -405,36 +419,40 @@ def _too_often(task: Task, grant: Grant) -> Outcome | Failure:
 
 def _intend(task: Task, record: GrantRecord, grant: Grant, valid_until: float, now: Now) -> Out:
     """Say what is going to be sent, before it is (RULES 4.7); or wait for who said so before."""
-    theirs = record.intent
-    if theirs is not None and _under_way(task, theirs, now):
-        return _await_theirs(task, grant, theirs, now)
+    task, theirs = _watch(task, record, now)
+    if theirs is not None and _serves(task, grant, now):
+        return _release(Outcome("stored", token_of(grant)))
+    if theirs is not None:
+        return _release(Waiting(task, theirs.holder))
     attempt = task.seed.text("intent", task.rests)
     mine = Intent(attempt, task.presented, task.holder, now.wall + INTENT_SECONDS)
     intended = replace(record, intent=mine, revision=task.seed.text("intended", task.rests))
+    task = replace(task, watched=attempt, until=now.elapsed)  # what came of it is known here: it is not waited for
     return Await(Intending(task, intended, grant, valid_until), Save(task.key, intended, record.revision))
 
 
-def _under_way(task: Task, theirs: Intent, now: Now) -> bool:
-    """It may still be sent, as far as anybody can tell who has not watched it for long enough (RULES 4.8)."""
-    same = theirs.presented == task.presented and theirs.attempt not in task.intents
-    return same and now.wall <= theirs.send_until + MOST_SKEW
+def _watch(task: Task, record: GrantRecord | None, now: Now) -> tuple[Task, Intent | None]:
+    """The intent that may be under way, as far as anybody can tell who has not watched it for long enough (RULES 4.8).
 
-
-def _await_theirs(task: Task, grant: Grant, theirs: Intent, now: Now) -> Out:
-    """By our own clock, since theirs may be another."""
-    if _serves(task, grant, now):
-        return _release(Outcome("stored", token_of(grant)))
-    if len(task.intents) == MOST_INTENTS:
-        return _release(failure(Reason.RENEWAL_BUSY, f"the grant is being renewed by {theirs.holder}"))
-    return _release(Rest(replace(task, intents=(*task.intents, theirs.attempt)), INTENT_SECONDS))
+    By our own clock, since theirs may be another.
+    """
+    intent = record.intent if record is not None else None
+    if intent is None or intent.presented != task.presented or now.wall > intent.send_until + MOST_SKEW:
+        return task, None
+    if intent.attempt != task.watched:
+        task = replace(task, watched=intent.attempt, until=now.elapsed + INTENT_SECONDS)
+    return task, intent if now.elapsed < task.until else None
 
 
 def _intended(state: Intending, now: Now) -> Out:
-    """Send only if the lease outlives the deadline, by both clocks (RULES 4.9)."""
+    """Send only if the lease outlives the deadline, by both clocks (RULES 4.9); else start again."""
+    task = state.task
     in_time = state.record.intent is not None and now.wall + DEADLINE <= state.record.intent.send_until
-    if not (in_time and _outlives(state.valid_until, now)):
-        return _release(Outcome())
-    return _send(Sending(state.task, state.record, state.grant, now, lease=True))
+    if in_time and _outlives(state.valid_until, now):
+        return _send(Sending(task, state.record, state.grant, now, lease=True))
+    if task.tries < len(RETRIES):
+        return _release(Rest(replace(task, tries=task.tries + 1), 0.0))
+    return _release(failure(Reason.STORE_FAILED, "its saves take longer than its locks last"))
 
 
 def _outlives(valid_until: float | None, now: Now) -> bool:
@@ -543,7 +561,7 @@ def _note(state: Sending, then: After, now: Now, seconds: float, refusals: int =
     if _serves(state.task, grant, now):
         then = Outcome("stored", token_of(grant))
     notice = Notice("renewal-postponed", f"the next renewal is tried in {seconds:.0f} s at the earliest")
-    return Await(Noting(then), Save(state.task.key, record, state.record.revision), (notice,))
+    return Await(Noting(state.task, then), Save(state.task.key, record, state.record.revision), (notice,))
 
 
 def _next_revision(task: Task, record: GrantRecord) -> GrantRecord:
@@ -602,7 +620,7 @@ def _confirmed(task: Task, refusal: Failure, record: GrantRecord | None) -> Out:
         task,
         with_grant(record, replace(grant, refused=task.presented, client_refused=forgotten or grant.client_refused)),
     )
-    return Await(Noting(Outcome(failure=refusal)), Save(task.key, buried, record.revision))
+    return Await(Noting(task, Outcome(failure=refusal)), Save(task.key, buried, record.revision))
 
 
 def _release(then: After, revoke: Grant | None = None) -> Out:
@@ -612,6 +630,8 @@ def _release(then: After, revoke: Grant | None = None) -> Out:
 def _released(then: After, revoke: Grant | None) -> Out:
     if isinstance(then, Rest):
         return Await(Resting(then.task), Sleep(then.seconds))
+    if isinstance(then, Waiting):
+        return _busy(then.task, then.holder)
     return _revoking(then, revocation.begin(revoke)) if revoke is not None else ending(then)
 
 
@@ -625,7 +645,7 @@ TABLE: Table = {
         {Acquired: (Releasing, Intending, Sending), Busy: (Waiting, Failed), StoreFailed: (Failed,)},
     ),
     Waiting: ((Sleep,), {Woke: (Looking,)}),
-    Looking: ((Load,), {Loaded: (Locking, Done), StoreFailed: (Failed,)}),
+    Looking: ((Load,), {Loaded: (Locking, Waiting, Done, Failed), StoreFailed: (Failed,)}),
     Intending: ((Save,), {Saved: (Sending, Releasing), Conflict: (Releasing,), StoreFailed: (Releasing,)}),
     Sending: (
         (Send,),
@@ -635,7 +655,7 @@ TABLE: Table = {
     Saving: inside(keeping.TABLE, Saving, Releasing),
     Confirming: ((Load,), {Loaded: (Noting, Releasing), StoreFailed: (Releasing,)}),
     Noting: ((Save,), {Saved: (Releasing,), Conflict: (Releasing,), StoreFailed: (Releasing,)}),
-    Releasing: ((Release,), {Released: (Resting, Revoking, Done, Failed)}),
+    Releasing: ((Release,), {Released: (Resting, Waiting, Revoking, Done, Failed)}),
     Resting: ((Sleep,), {Woke: (Locking,)}),
     Revoking: inside(revocation.TABLE, Revoking, Done, Failed),
 }

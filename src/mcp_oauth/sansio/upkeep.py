@@ -4,7 +4,7 @@
          -> renewal
          -> login
 
-It alone locks, saves and opens a browser. At most 4450 effects, normally 1 (a stored token) or 5 (a renewal).
+It alone locks, saves and opens a browser. At most 4514 effects, normally 1 (a stored token) or 5 (a renewal).
 """
 
 from __future__ import annotations
