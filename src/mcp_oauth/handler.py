@@ -6,26 +6,31 @@
 
 A token at hand is used; else the store is asked; an expired one is renewed; and only then a browser opens. All that is
 the core's: what is here is which server a name stands for (`token_manager`), and what this process has at hand.
+
+A name is a label in the store, and whoever uses it last says what it stands for. Calls that are given a server URL get
+that server's token whatever the label says, and make the label say so; while the token that they have at hand is fresh
+they read nothing. Calls that are given only the name read the store each time, and do nothing for a server that is not
+the one that this handler last used the name with.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from mcp_oauth.exceptions import TokenStorageError, from_failure
 from mcp_oauth.io.flights import FLIGHTS
-from mcp_oauth.io.httpx_like import HttpxOptions, HttpxPlug
-from mcp_oauth.io.oauth import JITTER, make_plan
+from mcp_oauth.io.httpx_like import DIRECT, HttpxOptions, HttpxPlug
+from mcp_oauth.io.oauth import JITTER, Client, make_plan
 from mcp_oauth.io.ports import now
 from mcp_oauth.io.stacks import installed
 from mcp_oauth.sansio import uris
-from mcp_oauth.sansio.access import authorization
 from mcp_oauth.sansio.errors import Reason, failure
-from mcp_oauth.sansio.grant import Grant, Scopes, Token, alive, fresh
+from mcp_oauth.sansio.grant import Grant, Scopes, Token, fresh
 from mcp_oauth.sansio.logout import LoggedOut
-from mcp_oauth.sansio.plan import Plan
+from mcp_oauth.sansio.plan import Dynamic, Plan, PreRegistered
 from mcp_oauth.sansio.scopes import union
 from mcp_oauth.token_manager import TokenManager
 from mcp_oauth.tokens import OAuthTokens, tokens_of
@@ -38,8 +43,12 @@ log = logging.getLogger("mcp_oauth")
 MOST_LOGINS = 3
 """Times that one call asks for a token, where other calls' logins keep bringing other scopes."""
 
+MOST_KEPT = 1000
+"""Servers and names that a handler has at hand; of more, those that came first are asked of the store again."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 class OAuthHandler:
@@ -54,7 +63,9 @@ class OAuthHandler:
         """Without a token manager one is made: of `store` and `account`, or of the best store of this system.
 
         The options are those of `OAuth` (`io.oauth.Options`, `io.httpx_like.HttpxOptions`): `client`, `interactive`,
-        `user`, …; `scopes` are those of calls that name none. Raises `TypeError` for an option that there is not.
+        `user`, …; `scopes` are those of calls that name none. Raises `TypeError` for an option that there is not, and
+        `ConfigurationError` for a `client` whose secret every server's authorization server would get (RULES 2.9): a
+        `PreRegistered` with a secret needs its `issuer`, and a `Dynamic` takes no `initial_access_token`.
         """
         if unknown := options.keys() - HttpxOptions.__optional_keys__:
             raise TypeError(f"OAuthHandler has no option {min(unknown)!r}")
@@ -64,12 +75,13 @@ class OAuthHandler:
         self.token_manager = token_manager or TokenManager(store=store, account=account)
         # Each is read for every server: an iterator would be empty the second time.
         self._options = cast("HttpxOptions", {name: _lasting(value) for name, value in options.items()})
+        _check_client(self._options.get("client"))
         self._oauths: dict[tuple[str, Scopes | None], HttpxPlug] = {}
         """By server URL and scopes."""
         self._at_hand: dict[str, _AtHand] = {}
         """The latest token of each server URL."""
-        self._urls: dict[str, str] = {}
-        """The names that need no look into the store, and what they stand for."""
+        self._uses: dict[str, _Use] = {}
+        """What each name was last used with."""
 
     # --- Tokens ---------------------------------------------------------------------------------------------------
 
@@ -80,7 +92,8 @@ class OAuthHandler:
 
         `scopes` must have been asked for, else there is a login that asks for them and for what was asked before;
         None: whatever there is. From now on `server_name` stands for `server_url`. Tokens that were saved under the
-        name by hand, for this server, come before all others.
+        name by hand, for this server, come before all others: those that another process saves, or another token
+        manager, once the token at hand is due for renewal.
         """
         tokens, _ = await self._ensured(server_name, self._plan(server_url, scopes))
         return tokens
@@ -103,26 +116,32 @@ class OAuthHandler:
         }
 
     def get_authorization_header(self, server_name: str) -> str | None:
-        """The value of the `Authorization` header: from memory, else from the store; it asks no server.
+        """The value of the `Authorization` header, as the store has it now, which it reads; it asks no server.
 
-        None where there is no token, or only an expired one: `ensure_authenticated_mcp` gets another.
+        None where there is no token, or only an expired one, and where another program made the name stand for another
+        server since it was used here: `ensure_authenticated_mcp` gets one, and makes it stand for the right server.
         """
-        here = self._at_hand.get(self._urls.get(server_name, ""))
-        token = None if here is None else here.oauth.token
-        if token is not None and alive(token, now()):
-            return authorization(token)
-        tokens = self.token_manager.load_tokens(server_name)
-        return None if tokens is None or tokens.is_expired() else tokens.get_authorization_header()
+        tokens = self.token_manager.load_tokens(server_name, self._used(server_name))
+        if tokens is not None and not tokens.is_expired():
+            return tokens.get_authorization_header()
+        if (use := self._uses.get(server_name)) is not None:
+            self._at_hand.pop(use.url, None)  # the next call shall look into the store too
+        return None
 
     # --- Logging out ----------------------------------------------------------------------------------------------
 
     def clear_tokens(self, server_name: str) -> bool:
-        """Forget a name, what was saved under it and the grant of its server: here only. False: there was nothing."""
-        urls = {self._urls.get(server_name), self.token_manager.server_url(server_name)}
+        """Forget a name, what was saved under it and the grant of its server: here only. False: there was nothing.
+
+        Its server is the one that this handler last used the name with, also where another program made the name stand
+        for another since: that one's grant stays.
+        """
+        used = self._used(server_name)
+        url = used or self.token_manager.server_url(server_name)
         try:
-            return self.token_manager.delete_tokens(server_name)
+            return self.token_manager.delete_tokens(server_name, used)
         finally:
-            self._forget(server_name, *urls)
+            self._forget(server_name, url)
 
     async def logout(self, server_name: str, server_url: str | None = None) -> LoggedOut:
         """Revoke the refresh token, then the access token (RFC 7009), forget everything here, and say what came of it.
@@ -178,34 +197,63 @@ class OAuthHandler:
     async def _ensured(self, name: str, plan: Plan) -> tuple[OAuthTokens, HttpxPlug | None]:
         """Tokens, and what renews them; None: they were saved by hand."""
         here = self._here(name, plan)
-        if here is not None and fresh(here.grant, now(), JITTER):
+        if here is not None:
             return tokens_of(here.grant), here.oauth
-        saved = await _off_loop(self.token_manager.usable_tokens, name, plan.server_url)
-        if saved is not None:
-            log.debug("the tokens saved under %r by hand are used", name)
-            return saved, None
-        here = await self._authorized(name, plan)
-        return tokens_of(here.grant), here.oauth
+        saved = await _off_loop(self._by_hand, name, plan.server_url)
+        if saved is None:
+            here = await self._authorized(plan)
+            saved = await _off_loop(self._bound, name, plan.server_url)
+            if saved is None:
+                return tokens_of(here.grant), here.oauth
+        log.debug("the tokens saved under %r by hand are used", name)
+        return saved, None
 
     def _here(self, name: str, plan: Plan) -> _AtHand | None:
-        """The token at hand, if it is the latest, and was asked for with these scopes."""
-        here = self._at_hand.get(plan.server_url)
-        if here is None or self._urls.get(name) != plan.server_url or not covers(here.grant, plan.scopes):
+        """The token at hand, if it is fresh, the latest, asked for with these scopes, and what the name stands for."""
+        here, use = self._at_hand.get(plan.server_url), self._uses.get(name)
+        if here is None or use is None or use.by_hand or self._used(name) != plan.server_url:
             return None
         token = here.oauth.token
-        return here if token is not None and token.access_token == here.grant.access_token else None
+        latest = token is not None and token.access_token == here.grant.access_token
+        return here if latest and covers(here.grant, plan.scopes) and fresh(here.grant, now(), JITTER) else None
 
-    async def _authorized(self, name: str, plan: Plan) -> _AtHand:
+    def _used(self, name: str) -> str | None:
+        """What the name was last used with here, unless the token manager did something to the two since."""
+        use = self._uses.get(name)
+        return use.url if use is not None and use.stamp == self.token_manager.stamp(name, use.url) else None
+
+    def _by_hand(self, name: str, url: str) -> OAuthTokens | None:
+        saved = self.token_manager.usable_tokens(name, url)
+        if saved is not None:
+            _keep(self._uses, name, _Use(url, self.token_manager.stamp(name, url), by_hand=True))
+        return saved
+
+    def _bound(self, name: str, url: str) -> OAuthTokens | None:
+        """Bind the name, and look once more for tokens saved by hand: those saved from now on change the stamp.
+
+        A token is there: a store that fails now keeps it from nobody (RULES 4.11).
+        """
+        try:
+            self.token_manager.bind(name, url)
+            stamp = self.token_manager.stamp(name, url)
+            saved = self._by_hand(name, url)
+        except TokenStorageError as error:
+            log.warning("the name %r was not saved: %s", name, error)
+            return None
+        if saved is None:
+            _keep(self._uses, name, _Use(url, stamp, by_hand=False))
+        return saved
+
+    async def _authorized(self, plan: Plan) -> _AtHand:
         """Ask the upkeep of the grant. Another call's login may be what it brings, and ask for other scopes."""
         for _ in range(MOST_LOGINS):
             scopes = plan.scopes and await _off_loop(self._with_earlier, plan)
             oauth = self._oauth(plan.server_url, scopes)
             token = await oauth.aauthorize()
             if covers(token, plan.scopes):
-                here = _AtHand(oauth, await _off_loop(self._settled, name, plan.server_url, token))
+                here = _AtHand(oauth, await _off_loop(self._granted, plan.server_url, token))
                 if self._oauths.get((plan.server_url, scopes)) is oauth:  # else a logout came between
-                    self._at_hand[plan.server_url] = here
-                    self._urls[name] = plan.server_url
+                    _keep(self._at_hand, plan.server_url, here)
                 return here
         message = f"other logins at {uris.without_query(plan.server_url)} kept asking for other scopes"
         raise from_failure(failure(Reason.STORE_CONTENDED, message))
@@ -216,40 +264,46 @@ class OAuthHandler:
         earlier = None if grant is None else grant.requested or grant.granted
         return union(earlier or (), plan.scopes or ())
 
-    def _settled(self, name: str, url: str, token: Token) -> Grant | Token:
-        """Bind the name, and read the grant. The token is there: a store that fails now keeps it from nobody."""
+    def _granted(self, url: str, token: Token) -> Grant | Token:
+        """The grant that the token is of. The token is there: a store that fails now keeps it from nobody."""
         try:
-            self.token_manager.bind(name, url)
             grant = self.token_manager.grant(url)
-        except TokenStorageError as error:
-            log.warning("the name %r was not saved: %s", name, error)
+        except TokenStorageError:
             return token
         return grant if grant is not None and grant.access_token == token.access_token else token
 
     def _oauth(self, url: str, scopes: Scopes | None) -> HttpxPlug:
         key = (url, scopes)
-        if key not in self._oauths:
+        oauth = self._oauths.get(key)
+        if oauth is None:
             options = self._options.copy()
             options["store"], options["account"] = self.token_manager.token_store, self.token_manager.account
-            options["scopes"] = scopes
-            self._oauths.setdefault(key, installed().oauth(url, **options))
-        return self._oauths[key]
+            options["scopes"], options["verify"] = scopes, self._verify
+            oauth = self._oauths.setdefault(key, installed().oauth(url, **options))
+            _trim(self._oauths)
+        return oauth
 
     def _forget(self, name: str, *urls: str | None) -> None:
-        self._urls.pop(name, None)
+        self._uses.pop(name, None)
+        for url in urls:
+            self._at_hand.pop(url or "", None)
         for key in list(self._oauths):
             if key[0] in urls:
                 self._oauths.pop(key, None)
-                self._at_hand.pop(key[0], None)
+
+    @cached_property
+    def _verify(self) -> Any:
+        """The `SSLContext` of all servers' traffic: each takes some 20 ms and a megabyte for its certificates."""
+        given = self._options.get("verify")
+        needed = given is None and self._options.get("transport") is None
+        return installed().library.create_ssl_context() if needed else given
 
     def _beneath(self) -> dict[str, Any]:
         """What lies beneath the client of a request: the same as for OAuth traffic."""
-        options = self._options
-        transport = options.get("transport")
-        if transport is None and options.get("verify") is None:
-            options["verify"] = installed().library.create_ssl_context()  # once: it reads some hundred certificates
+        transport, proxy = self._options.get("transport"), self._options.get("proxy")
         made = {} if transport is None else {"transport": transport()}
-        return {"verify": options.get("verify"), "proxy": options.get("proxy"), **made}
+        direct = {"mounts": DIRECT} if proxy is None else {}
+        return {"verify": self._verify, "proxy": proxy, **direct, **made}
 
 
 class _AtHand(NamedTuple):
@@ -257,6 +311,16 @@ class _AtHand(NamedTuple):
 
     oauth: HttpxPlug
     grant: Grant | Token
+
+
+class _Use(NamedTuple):
+    """The server that a name was used with, and how things stood then."""
+
+    url: str
+    stamp: object
+    """`TokenManager.stamp`."""
+    by_hand: bool
+    """It was used with tokens saved by hand, which are always read anew."""
 
 
 class _Once:
@@ -270,11 +334,35 @@ class _Once:
         """The request with its credential, if it is for the server; no copy that a redirect makes has it."""
         if not uris.belongs(str(request.url), server=self._server_url):
             return request
-        return installed().oauth._hop.of(request, (("authorization", self._header),))
+        return installed().oauth.one_hop(request, (("authorization", self._header),))
 
 
 def _lasting(option: Any) -> Any:
     return tuple(cast("Iterator[object]", option)) if isinstance(option, Iterator) else option
+
+
+def _keep(kept: dict[K, T], key: K, value: T) -> None:
+    kept[key] = value
+    _trim(kept)
+
+
+def _trim(kept: dict[K, T]) -> None:
+    for key in list(kept)[:-MOST_KEPT]:
+        kept.pop(key, None)
+
+
+def _check_client(given: Client | Iterable[Client] | None) -> None:
+    """RULES 2.9: a secret goes to one authorization server, and here each server names its own."""
+    for client in given if isinstance(given, Iterable) else (given,):
+        match client:
+            case PreRegistered(client_secret=str(), issuer=None):
+                message = "client_secret: give issuer= with it, or use OAuth(url, client=...) for the one server"
+            case Dynamic(initial_access_token=str()):
+                message = "initial_access_token: use OAuth(url, client=...) for the one server"
+            case _:
+                continue
+        why = "a handler serves many servers, and would give it to whatever authorization server each of them names"
+        raise from_failure(failure(Reason.CONFIGURATION, f"{message}; {why}"))
 
 
 def covers(token: Grant | Token, scopes: Scopes | None) -> bool:

@@ -16,35 +16,27 @@ import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Literal, TypeVar
+from weakref import WeakValueDictionary
 
-import msgspec
 from msgspec.structs import replace
 
+from mcp_oauth import labels
 from mcp_oauth.exceptions import OAuthError, TokenStorageError, from_failure
 from mcp_oauth.io.drive import drive
 from mcp_oauth.io.oauth import make_plan
 from mcp_oauth.io.ports import Answer, Ports, WallClock, now
 from mcp_oauth.io.user import as_user
+from mcp_oauth.labels import KeptCredential, Label
 from mcp_oauth.sansio import logout
 from mcp_oauth.sansio.errors import Reason, failure
-from mcp_oauth.sansio.grant import (
-    Grant,
-    GrantRecord,
-    Scopes,
-    alive,
-    current_grant,
-    decode,
-    digest,
-    grant_key,
-    renewable,
-)
+from mcp_oauth.sansio.grant import Grant, GrantRecord, Scopes, alive, current_grant, decode, grant_key, renewable
 from mcp_oauth.sansio.steps import Failed, Send
 from mcp_oauth.sansio.token_endpoint import header_safe
 from mcp_oauth.sansio.uris import without_query
 from mcp_oauth.sansio.values import Seed, Value
-from mcp_oauth.store.base import Saved, Store, StoreError
+from mcp_oauth.store.base import DamagedError, NewerFormatError, Saved, Store, StoreError
 from mcp_oauth.store.choose import AutoStore, StoreOptions, TokenStoreBackend, TokenStoreFactory
-from mcp_oauth.tokens import APIKeyToken, BasicAuthToken, BearerToken, Credential, OAuthTokens, tokens_of
+from mcp_oauth.tokens import APIKeyToken, BasicAuthToken, BearerToken, Credential, OAuthTokens, check, tokens_of
 
 log = logging.getLogger("mcp_oauth")
 
@@ -53,8 +45,9 @@ MOST_ROUNDS = 50
 SHOWN = 4
 """Characters of a token that a person may see; none of one that is not four times as long."""
 
-State = Literal["valid", "refreshable", "expired", "logged out"]
-"""The access token will do; it has expired and can be renewed; it has expired for good; there is none."""
+State = Literal["valid", "refreshable", "expired", "logged out", "unreadable"]
+"""The access token will do; it has expired and can be renewed; it has expired for good; there is none; what is stored
+is damaged, or a newer version of mcp_oauth wrote it."""
 
 CredentialKind = Literal["bearer", "api-key", "basic"]
 
@@ -62,12 +55,12 @@ CredentialKind = Literal["bearer", "api-key", "basic"]
 class ServerEntry(Value, frozen=True):
     """One server of a store, as a person may see it: no secret but the last characters of its token."""
 
-    shown = ("name", "server_url", "account", "state", "expires_at", "scopes", "issuer")
+    shown = ("name", "server_url", "account", "state", "expires_at", "scopes", "issuer", "key")
 
     name: str | None
-    """None: a grant that no name stands for."""
+    """None: no name leads here."""
     server_url: str | None
-    """None: tokens were saved by hand, and are not yet used anywhere."""
+    """None: tokens were saved by hand, and are not yet used anywhere; or a record that cannot be read."""
     account: str
     state: State
     expires_at: float | None = None
@@ -79,6 +72,8 @@ class ServerEntry(Value, frozen=True):
     has_refresh_token: bool = False
     last_four: str = ""
     """The end of the access token; "" where that would show too much of it."""
+    key: str | None = None
+    """Of what is unreadable: where it is in the store."""
 
 
 class CredentialEntry(Value, frozen=True):
@@ -93,34 +88,11 @@ class CredentialEntry(Value, frozen=True):
     """Wall seconds; None: unknown, or never."""
 
 
-class Label(Value, frozen=True, tag="name-1"):
-    """What a name stands for; empty once it was deleted."""
-
-    shown = ("name", "account", "server_url")
-
-    revision: str
-    name: str
-    account: str
-    server_url: str | None = None
-    """In its canonical form."""
-    tokens: OAuthTokens | None = None
-    """Saved by hand."""
-    tokens_for: str | None = None
-    """The server URL that these are for; None: the first one that the name is used with."""
-
-
-class KeptCredential(Value, frozen=True, tag="credential-1"):
-    """A static credential; none once it was deleted."""
-
-    shown = ("namespace", "name")
-
-    revision: str
-    namespace: str
-    name: str
-    credential: Credential | None = None
-
-
 R = TypeVar("R", Label, KeptCredential)
+
+
+class _Stamp:
+    """A state of a record: equal to itself alone, and kept by whoever compares it."""
 
 
 class TokenManager:
@@ -151,7 +123,8 @@ class TokenManager:
     ) -> None:
         """See `StoreOptions` for what a backend can be told; a `store` of your own is told nothing.
 
-        `account` is your own label: names and grants of two accounts have nothing to do with each other.
+        `account` is your own label: names and grants of two accounts have nothing to do with each other. Raises
+        `ConfigurationError` for a backend that there is not, `TokenStorageError` for one that cannot be used here.
         """
         options: StoreOptions = {
             "token_dir": token_dir,
@@ -168,6 +141,7 @@ class TokenManager:
             "redis_key": redis_key,
         }
         self.account = account
+        self._stamps: WeakValueDictionary[str, _Stamp] = WeakValueDictionary()
         self._store = _created(backend, options) if store is None else _given(store, backend, options)
 
     def __repr__(self) -> str:
@@ -192,12 +166,7 @@ class TokenManager:
         What it stood for before keeps its grant, and its tokens saved by hand, which are used nowhere else.
         """
         url = self._canonical(server_url)
-
-        def bound(label: Label) -> Label:
-            mine = label.tokens is not None and label.tokens_for is None
-            return replace(label, server_url=url, tokens_for=url if mine else label.tokens_for)
-
-        if self._relabel(server_name, bound):
+        if self._relabel(server_name, lambda label: labels.bound(label, url)):
             log.debug("the name %r stands for %s", server_name, without_query(url))
 
     def server_url(self, server_name: str) -> str | None:
@@ -207,13 +176,12 @@ class TokenManager:
     def release(self, server_name: str, server_url: str) -> None:
         """The name stands for this server no more, and what was saved by hand for it is deleted; its grant stays."""
         url = self._canonical(server_url)
+        self._relabel(server_name, lambda label: labels.released(label, url))
 
-        def released(label: Label) -> Label:
-            if label.tokens_for in (None, url):
-                label = replace(label, tokens=None, tokens_for=None)
-            return replace(label, server_url=None) if label.server_url == url else label
-
-        self._relabel(server_name, released)
+    def stamp(self, server_name: str, server_url: str) -> object:
+        """Equal to an earlier one only if this manager changed neither the name nor the grant of the server since."""
+        keys = labels.name_key(server_name, self.account), grant_key(server_url, self.account)
+        return tuple(self._stamps.setdefault(key, _Stamp()) for key in keys)
 
     # --- Tokens ---------------------------------------------------------------------------------------------------
 
@@ -227,15 +195,19 @@ class TokenManager:
             raise from_failure(failure(Reason.CONFIGURATION, "tokens: no Authorization header can carry them"))
         self._relabel(server_name, lambda label: replace(label, tokens=tokens, tokens_for=label.server_url))
 
-    def load_tokens(self, server_name: str) -> OAuthTokens | None:
+    def load_tokens(self, server_name: str, server_url: str | None = None) -> OAuthTokens | None:
         """The tokens that the name stands for, or None where there are none, or they have expired for good.
+
+        With `server_url`: also None where the name does not stand for that server.
 
         Those saved by hand come first, then the grant; an access token that is alive before one that a refresh token
         could replace, of which `is_expired()` is true. What was saved by hand and has expired for good is deleted.
         """
         label = self._label(server_name)
-        found = _usable(_saved(label), self._grant_of(label))
-        if _expired_for_good(label.tokens):
+        if server_url is not None and label.server_url != self._canonical(server_url):
+            return None
+        found = labels.usable(labels.by_hand(label), self._grant_of(label))
+        if labels.expired_for_good(label.tokens):
             self._clean_up(server_name)
         return tokens_of(found) if isinstance(found, Grant) else found
 
@@ -244,14 +216,19 @@ class TokenManager:
         tokens = self.load_tokens(server_name)
         return tokens is not None and not tokens.is_expired()
 
-    def delete_tokens(self, server_name: str) -> bool:
+    def delete_tokens(self, server_name: str, server_url: str | None = None) -> bool:
         """Delete the name, what was saved under it, and the grant of its server: here only, no server is told.
 
-        Another name of that server loses the grant too. False: there was nothing.
+        Another name of that server loses the grant too. With `server_url` it is that server's grant, and the name is
+        only released from it where it stands for another one. False: there was nothing.
         """
-        url = self.server_url(server_name)
+        url = self.server_url(server_name) if server_url is None else self._canonical(server_url)
         forgotten = url is not None and self._forget(url)
-        return self._relabel(server_name, _emptied) or forgotten
+
+        def deleted(label: Label) -> Label:
+            return labels.emptied(label) if label.server_url == url else labels.released(label, url)
+
+        return self._relabel(server_name, deleted) or forgotten
 
     def grant(self, server_url: str) -> Grant | None:
         """The grant of a server that is in use, as it is stored."""
@@ -259,36 +236,61 @@ class TokenManager:
         return current_grant(self._grants(grant_key(url, self.account)))
 
     def usable_tokens(self, server_name: str, server_url: str) -> OAuthTokens | None:
-        """Tokens saved by hand that are alive and for this server; if they were for none yet, they are now for it."""
+        """Tokens saved by hand that are alive and for this server; if they were for none yet, they are now for it.
+
+        Where there are some, the name stands for this server from now on.
+        """
         url = self._canonical(server_url)
         label = self._label(server_name)
-        if label.tokens is None or label.tokens.is_expired() or label.tokens_for not in (None, url):
-            return None
-        if label.tokens_for is None:
+        if labels.alive_for(label, None, url) and label.server_url != url:
             self.bind(server_name, url)
-        return label.tokens
+            label = self._label(server_name)  # somebody else may have bound it elsewhere at the same time
+        return label.tokens if labels.alive_for(label, url) else None
+
+    def entry(self, server_name: str | None = None, server_url: str | None = None) -> ServerEntry | None:
+        """What is kept under a name, else the grant of a server, of this account; None: neither is there.
+
+        As in `list_servers`, but nothing else is read, and `TokenStorageError` raised for what cannot be read.
+        """
+        if server_name is not None and labels.in_use(label := self._label(server_name)):
+            return _entry_of_label(label, self._record_of(label))
+        if server_url is None or (grant := self.grant(server_url)) is None:
+            return None
+        return _entry(None, self._canonical(server_url), self.account, grant)
 
     def list_servers(self) -> tuple[ServerEntry, ...]:
-        """All names and all grants without a name, of all accounts, in order of their names, then URLs."""
-        keys = self._keys()
-        grants = {key: record for key in keys if key.startswith("grant-") and (record := self._grants(key))}
-        labels = [label for key in keys if key.startswith("name-") and (label := self._read(key, Label))]
-        entries = [_entry_of_label(label, grants.get(_grant_key(label))) for label in labels if _in_use(label)]
-        named = {_grant_key(label) for label in labels}
-        for key, record in grants.items():
-            if key not in named and (grant := current_grant(record)):
+        """All names and all grants without a name, of all accounts, in order of their names, then URLs.
+
+        A record that cannot be read is an entry too: "unreadable", with its `key`, and with a name and a URL if a name
+        leads to it.
+        """
+        found = {key: self._found(key) for key in self._keys() if key.startswith(("name-", "grant-"))}
+        names = [label for label in found.values() if isinstance(label, Label) and labels.in_use(label)]
+        entries = [_entry_of_label(label, found.get(labels.grant_key_of(label))) for label in names]
+        named = {labels.grant_key_of(label) for label in names}
+        for key, record in found.items():
+            if isinstance(record, labels.UnreadableError) and key not in named:
+                entries.append(ServerEntry(None, None, "", "unreadable", key=key))
+            elif isinstance(record, GrantRecord) and key not in named and (grant := current_grant(record)):
                 entries.append(_entry(None, record.server_url, record.account, grant))
         return tuple(sorted(entries, key=_order))
+
+    def _found(self, key: str) -> Label | GrantRecord | labels.UnreadableError | None:
+        try:
+            return self._read(key, Label) if key.startswith("name-") else self._grants(key)
+        except labels.UnreadableError as error:
+            return error
 
     # --- Static credentials ---------------------------------------------------------------------------------------
 
     def save_credential(self, name: str, credential: Credential, namespace: str = "default") -> None:
-        """Keep a credential as it is, in place of what was there."""
+        """Keep a credential as it is, in place of what was there. Raises `ConfigurationError` as its header does."""
+        check(credential)
         self._keep_credential(name, credential, namespace)
 
     def load_credential(self, name: str, namespace: str = "default") -> Credential | None:
         """The credential, expired or not, or None where there is none."""
-        kept = self._read(_credential_key(namespace, name), KeptCredential)
+        kept = self._read(labels.credential_key(namespace, name), KeptCredential)
         return None if kept is None else kept.credential
 
     def delete_credential(self, name: str, namespace: str = "default") -> bool:
@@ -304,7 +306,7 @@ class TokenManager:
 
     def _keep_credential(self, name: str, credential: Credential | None, namespace: str) -> bool:
         return self._change(
-            _credential_key(namespace, name),
+            labels.credential_key(namespace, name),
             KeptCredential("", namespace, name),
             lambda kept: replace(kept, credential=credential),
         )
@@ -315,35 +317,40 @@ class TokenManager:
         return make_plan(server_url, {}).server_url
 
     def _label(self, name: str) -> Label:
-        return self._read(_name_key(name, self.account), Label) or Label("", name, self.account)
+        return self._read(labels.name_key(name, self.account), Label) or Label("", name, self.account)
 
     def _relabel(self, name: str, change: Callable[[Label], Label]) -> bool:
-        return self._change(_name_key(name, self.account), Label("", name, self.account), change)
+        return self._change(labels.name_key(name, self.account), Label("", name, self.account), change)
 
     def _grants(self, key: str) -> GrantRecord | None:
         with _told():
             stored = self._store.load(key)
         record = None if stored is None else decode(stored.value)
         if stored is not None and record is None:
-            raise _unreadable(key)
+            raise labels.unreadable(key)
         return record if isinstance(record, GrantRecord) else None
 
     def _grant_of(self, label: Label) -> Grant | None:
-        return None if label.server_url is None else current_grant(self._grants(_grant_key(label)))
+        return current_grant(self._record_of(label))
+
+    def _record_of(self, label: Label) -> GrantRecord | None:
+        return None if label.server_url is None else self._grants(labels.grant_key_of(label))
 
     def _forget(self, url: str) -> bool:
         """Log out of a server here only: the machine of a logout that tells nobody."""
-        record = self._grants(grant_key(url, self.account))
+        record = self._grants(key := grant_key(url, self.account))
         step = logout.begin(make_plan(url, {"account": self.account}), Seed(secrets.token_bytes(32)), revoke=False)
         ports = Ports(self._store, as_user(None), WallClock(), tell=lambda _: None)
-        if isinstance(end := drive(step, logout.advance, _nothing_is_sent, ports), Failed):
+        end = drive(step, logout.advance, _nothing_is_sent, ports)
+        self._stamps.pop(key, None)
+        if isinstance(end, Failed):
             raise from_failure(end.error)
         return record is not None and bool(record.grants)
 
     def _clean_up(self, name: str) -> None:
         """Delete what has expired for good. It only tidies up: where the store cannot, it stays."""
         try:
-            self._relabel(name, _without_expired)
+            self._relabel(name, labels.without_expired)
         except TokenStorageError as error:
             log.debug("expired tokens of %r could not be deleted: %s", name, error)
 
@@ -354,21 +361,24 @@ class TokenManager:
     def _read(self, key: str, kind: type[R]) -> R | None:
         with _told():
             stored = self._store.load(key)
-        return None if stored is None else _decode(key, stored.value, kind)
+        return None if stored is None else labels.decode(key, stored.value, kind)
 
     def _change(self, key: str, empty: R, change: Callable[[R], R]) -> bool:
         """Change a record, whoever else does at the same time. False: nothing was to be changed."""
         for _ in range(MOST_ROUNDS):
             with _told():
                 stored = self._store.load(key)
-            old = empty if stored is None else _decode(key, stored.value, type(empty))
+            old = empty if stored is None else labels.decode(key, stored.value, type(empty))
             new = replace(change(old), revision=old.revision)
             if new == old:
                 return False
             new = replace(new, revision=secrets.token_urlsafe(32))
-            value = _encode(new)
-            with _told():
-                saved = self._store.save(key, value, revision=new.revision, expected=stored and stored.revision)
+            value = labels.encode(new)
+            try:
+                with _told():
+                    saved = self._store.save(key, value, revision=new.revision, expected=stored and stored.revision)
+            finally:
+                self._stamps.pop(key, None)
             if isinstance(saved, Saved):
                 return True
         raise from_failure(failure(Reason.STORE_CONTENDED, "other processes kept changing what is saved under a name"))
@@ -378,6 +388,9 @@ class TokenManager:
 
 
 def _created(backend: TokenStoreBackend, options: StoreOptions) -> Store:
+    if backend not in (known := [one.value for one in TokenStoreBackend]):
+        message = f"backend: there is no {backend!r}, but {', '.join(known)}"
+        raise from_failure(failure(Reason.CONFIGURATION, message))
     try:
         return TokenStoreFactory.create(backend, **options)
     except StoreError as error:
@@ -395,6 +408,8 @@ def _told() -> Generator[None]:
     """What a store raises as what we raise."""
     try:
         yield
+    except (DamagedError, NewerFormatError) as error:
+        raise labels.UnreadableError(_failed(str(error)).failure) from error
     except StoreError as error:
         raise _failed(str(error)) from error
     except Exception as error:  # against its contract; its text may hold anything
@@ -409,84 +424,15 @@ def _nothing_is_sent(_: Send) -> Answer:
     raise AssertionError("a logout that tells nobody sends nothing")
 
 
-# --- What is kept -----------------------------------------------------------------------------------------------------
-
-
-def _name_key(name: str, account: str) -> str:
-    return "name-" + digest(name, account)
-
-
-def _credential_key(namespace: str, name: str) -> str:
-    return "credential-" + digest(namespace, name)
-
-
-def _grant_key(label: Label) -> str:
-    return grant_key(label.server_url or "", label.account)
-
-
-def _encode(record: Label | KeptCredential) -> bytes:
-    """Raises `ConfigurationError` for what could not be read again: a field of a wrong type, a lone surrogate."""
-    try:
-        value = msgspec.json.encode(record)
-        msgspec.json.decode(value, type=type(record))
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
-        message = f"what is to be saved has a field that cannot be kept ({type(error).__name__})"
-        raise from_failure(failure(Reason.CONFIGURATION, message)) from None
-    return value
-
-
-def _decode(key: str, value: bytes, kind: type[R]) -> R:
-    try:
-        return msgspec.json.decode(value, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise _unreadable(key) from None
-
-
-def _unreadable(key: str) -> OAuthError:
-    return _failed(
-        f"{key} cannot be read: a newer version of mcp_oauth wrote it (upgrade this program), or it is damaged"
-    )
-
-
-# --- What it is worth -------------------------------------------------------------------------------------------------
-
-
-def _in_use(label: Label) -> bool:
-    return label.server_url is not None or label.tokens is not None
-
-
-def _emptied(label: Label) -> Label:
-    return replace(label, server_url=None, tokens=None, tokens_for=None)
-
-
-def _saved(label: Label) -> OAuthTokens | None:
-    """Tokens saved by hand for the server that the name stands for now."""
-    return label.tokens if label.tokens_for in (None, label.server_url) else None
-
-
-def _expired_for_good(tokens: OAuthTokens | None) -> bool:
-    return tokens is not None and tokens.is_expired() and tokens.refresh_token is None
-
-
-def _without_expired(label: Label) -> Label:
-    return replace(label, tokens=None, tokens_for=None) if _expired_for_good(label.tokens) else label
-
-
-def _usable(saved: OAuthTokens | None, grant: Grant | None) -> OAuthTokens | Grant | None:
-    """The tokens that a name stands for: see `TokenManager.load_tokens`."""
-    if saved is not None and not saved.is_expired():
-        return saved
-    if grant is not None and (alive(grant, now()) or renewable(grant)):
-        return grant
-    return None if _expired_for_good(saved) else saved
-
-
 # --- What people see --------------------------------------------------------------------------------------------------
 
 
-def _entry_of_label(label: Label, record: GrantRecord | None) -> ServerEntry:
-    saved, grant = _saved(label), current_grant(record)
-    return _entry(label.name, label.server_url, label.account, _usable(saved, grant) or saved or grant)
+def _entry_of_label(label: Label, found: object) -> ServerEntry:
+    saved, grant = labels.by_hand(label), current_grant(found if isinstance(found, GrantRecord) else None)
+    usable = labels.usable(saved, grant)
+    if usable is None and isinstance(found, labels.UnreadableError):
+        return ServerEntry(label.name, label.server_url, label.account, "unreadable", key=labels.grant_key_of(label))
+    return _entry(label.name, label.server_url, label.account, usable or saved or grant)
 
 
 def _entry(name: str | None, url: str | None, account: str, source: OAuthTokens | Grant | None) -> ServerEntry:

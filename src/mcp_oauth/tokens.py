@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from mcp_oauth.exceptions import from_failure
+from mcp_oauth.sansio.errors import Reason, failure
 from mcp_oauth.sansio.grant import Grant, Token
+from mcp_oauth.sansio.token_endpoint import header_safe
 from mcp_oauth.sansio.values import Secret, Value
 
 
@@ -68,7 +72,8 @@ class BearerToken(Value, frozen=True, tag="bearer"):
         return self.expires_at is not None and time.time() >= self.expires_at
 
     def get_authorization_header(self) -> str:
-        """The value of the `Authorization` header."""
+        """The value of the `Authorization` header. Raises `ConfigurationError` for a token that none can carry."""
+        check(self)
         return f"Bearer {self.token}"
 
 
@@ -84,7 +89,7 @@ class APIKeyToken(Value, frozen=True, tag="api-key"):
 
 
 class BasicAuthToken(Value, frozen=True, tag="basic"):
-    """A user name and a password (RFC 7617)."""
+    """A user name without a colon, and a password (RFC 7617 section 2)."""
 
     shown = ("username",)
 
@@ -92,10 +97,28 @@ class BasicAuthToken(Value, frozen=True, tag="basic"):
     password: Secret
 
     def get_authorization_header(self) -> str:
-        """The value of the `Authorization` header."""
+        """The value of the `Authorization` header. Raises `ConfigurationError` for a pair that none can carry."""
+        check(self)
         pair = f"{self.username}:{self.password}".encode()
         return f"Basic {base64.b64encode(pair).decode()}"
 
 
 Credential = BearerToken | APIKeyToken | BasicAuthToken
 """What is kept as it is: nothing renews it."""
+
+
+def check(credential: Credential) -> None:
+    """Raises `ConfigurationError` for what a header cannot carry, or not unambiguously."""
+    match credential:
+        case BearerToken(token=secret) | APIKeyToken(key=secret) if not header_safe(secret):
+            message = "it is empty, or has a space, a control character or one beyond ASCII"
+        case BasicAuthToken(username=name) if ":" in name:
+            message = "a colon in a user name would move what follows into the password"
+        case BasicAuthToken(username=name, password=password) if _CONTROL.search(name + password):
+            message = "a user name and a password have no control characters"
+        case _:
+            return
+    raise from_failure(failure(Reason.CONFIGURATION, f"credential: {message}"))
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")

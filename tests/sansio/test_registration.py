@@ -91,7 +91,10 @@ class TestPriority:
             client: Registration = end.value
             assert (client.kind, client.client_id, kind) == (*expected, expected[0])
             assert (client.issuer, client.auth_method) == (ISSUER, "none")
-            assert client.redirect_uri == {"preregistered": None, "cimd": DOCUMENT.redirect_uri, "dcr": REDIRECT}[kind]
+            assert (
+                client.redirect_uri
+                == {"preregistered": None, "cimd": DOCUMENT.redirect_uri, "dcr": REDIRECT}[expected[0]]
+            )
 
     @table(
         "client, listed, supported, method",

@@ -198,6 +198,11 @@ class HttpxPlug(BaseOAuth):
         """See `Traffic.open`."""
         return self._traffic.open()
 
+    @classmethod
+    def one_hop(cls, request: Any, credential: Headers) -> Any:
+        """A copy of a request that carries a credential, which no copy of that copy has (`Hop`)."""
+        return cls._hop.of(request, credential)
+
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         """One request of a caller, in a thread."""
         trip = _Request(self, request)
@@ -236,7 +241,7 @@ class _Request:
 
     def outgoing(self, effect: Proceed) -> Any:
         """The request to send next."""
-        self._sent = self._oauth._hop.of(self._request, effect.headers) if effect.headers else self._request
+        self._sent = self._oauth.one_hop(self._request, effect.headers) if effect.headers else self._request
         return self._sent
 
     def answered(self, response: Any) -> None:

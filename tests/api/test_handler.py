@@ -1,14 +1,11 @@
-"""`OAuthHandler` over a world without sockets, on httpx2 and httpx, asyncio and trio."""
+"""`OAuthHandler` gets tokens and lets them go, on httpx2 and httpx, asyncio and trio."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 import anyio
@@ -19,110 +16,26 @@ import pytest
 from msgspec.structs import replace
 
 from mcp_oauth.exceptions import (
-    AccessError,
     AuthorizationError,
     AuthorizationRequired,
     ConfigurationError,
     OAuthError,
     TokenRefreshError,
     TokenStorageError,
+    from_failure,
 )
-from mcp_oauth.handler import OAuthHandler, _Once
+from mcp_oauth.handler import OAuthHandler
 from mcp_oauth.io import stacks
-from mcp_oauth.io.flights import FLIGHTS
-from mcp_oauth.sansio.errors import Reason
-from mcp_oauth.sansio.grant import Grant, encode
+from mcp_oauth.sansio.errors import Reason, failure
+from mcp_oauth.sansio.grant import Grant
 from mcp_oauth.sansio.logout import LoggedOut
 from mcp_oauth.sansio.plan import PreRegistered
 from mcp_oauth.store.base import Conflict, Saved, StoreError
-from mcp_oauth.store.encrypted_file import EncryptedFileStore
 from mcp_oauth.store.memory import MemoryStore
 from mcp_oauth.token_manager import TokenManager
 from mcp_oauth.tokens import OAuthTokens
-from tests.io.servers import PATIENCE, Reply, Seen, World, document, key_of, put_grant, stored, stored_refresh_token
-
-NAME = "notion"
-ORIGIN = "https://mcp.example"
-URL = f"{ORIGIN}/mcp"
-WAYS = [(library, backend) for library in ("httpx2", "httpx") for backend in ("asyncio", "trio")]
-
-T = TypeVar("T")
-
-
-class Setup:
-    """A world, a store, and handlers as one program after the other has them."""
-
-    def __init__(self, library: str, backend: str) -> None:
-        self.library, self.backend = {"httpx2": httpx2, "httpx": httpx}[library], backend
-        self.world = World(ORIGIN)
-        self.store = MemoryStore()
-        self.more: dict[str, Callable[[Seen], Reply]] = {}
-        """What answers at other origins."""
-        self.handler = self.program()
-
-    def program(self, **options: Any) -> OAuthHandler:
-        """A new program on the same store."""
-        own = {"store": self.store} if "token_manager" not in options else {}
-        return OAuthHandler(**{"user": self.world.login, "transport": self.transport, **own, **options})
-
-    def transport(self) -> Any:
-        def answer(request: Any) -> Any:
-            headers = {name.lower(): request.headers[name] for name in request.headers}
-            seen = Seen(request.method, str(request.url), headers, request.content)
-            reply = self.more.get(request.url.host, self.world)(seen)
-            return self.library.Response(reply.status, headers=list(reply.headers), content=reply.body)
-
-        return self.library.MockTransport(answer)
-
-    def run(self, work: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
-        return anyio.run(partial(work, *args, **options), backend=self.backend)
-
-    def ensure(self, scopes: list[str] | None = None, *, url: str = URL, name: str = NAME) -> OAuthTokens:
-        return self.run(self.handler.ensure_authenticated_mcp, name, url, scopes)
-
-    def request(self, url: str = URL, method: str = "GET", **options: Any) -> Any:
-        return self.run(self.handler.authenticated_request, NAME, URL, url, method, **options)
-
-    def bearers(self, path: str = "/mcp") -> list[str | None]:
-        return [seen.token for seen in self.world.at(path)]
-
-
-@pytest.fixture(params=WAYS, ids=["-".join(way) for way in WAYS])
-def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Setup:
-    library, backend = request.param
-    monkeypatch.setattr(stacks, "STACKS", (library,))
-    return Setup(library, backend)
-
-
-@pytest.fixture
-def one(monkeypatch: pytest.MonkeyPatch) -> Setup:
-    """Where the stack makes no difference."""
-    return Setup("httpx2", "asyncio")
-
-
-@pytest.fixture(autouse=True)
-def _no_flight_is_left() -> Iterator[None]:
-    yield
-    for thread in threading.enumerate():
-        if thread.name.startswith("mcp-oauth"):
-            thread.join(PATIENCE)
-    assert FLIGHTS._by_key == {}
-
-
-def nobody(url: str) -> str:
-    raise AssertionError("a browser was opened")
-
-
-def put_other_grant(here: Setup, **changes: Any) -> None:
-    """Change the grant as another process would."""
-    record = stored(here.store, here.world)
-    assert record is not None
-    (grant,) = record.grants
-    new = replace(record, revision="changed", grants=(replace(grant, **changes),))
-    assert isinstance(
-        here.store.save(key_of(here.world), encode(new), revision="changed", expected=record.revision), Saved
-    )
-
+from tests.api.programs import NAME, ORIGIN, URL, Setup, nobody, put_other_grant
+from tests.io.servers import PATIENCE, Reply, Seen, document, key_of, put_grant, stored_refresh_token
 
 # --- Making one -------------------------------------------------------------------------------------------------------
 
@@ -193,7 +106,6 @@ def test_a_token_at_hand_asks_neither_server_nor_store(here: Setup, monkeypatch:
     monkeypatch.setattr(here.store, "load", None)
     for scopes in (None, [], ["read"]):
         assert here.ensure(scopes).access_token == first.access_token
-    assert here.handler.get_authorization_header(NAME) == first.get_authorization_header()
     assert len(here.world.seen) == seen
 
 
@@ -441,48 +353,6 @@ class TestSavedByHand:
         assert here.handler.token_manager.list_servers() == ()
 
 
-# --- Headers ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["Authorization", "authorization", "AUTHORIZATION"])
-def test_an_Authorization_among_the_extras_does_not_win(
-    name: str, one: Setup, caplog: pytest.LogCaptureFixture
-) -> None:
-    extra = {"X-Trace": "1", name: "Basic CANARY"}
-    headers = one.run(one.handler.prepare_headers_for_mcp_server, NAME, URL, extra_headers=extra)
-    assert headers == {"X-Trace": "1", "Authorization": f"Bearer {one.ensure().access_token}"}
-    assert extra == {"X-Trace": "1", name: "Basic CANARY"}
-    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "Authorization" in warning.getMessage()
-    assert "CANARY" not in caplog.text
-
-
-def test_headers_of_a_request_are_sent_but_for_an_Authorization(here: Setup) -> None:
-    here.request(headers={"X-Trace": "1", "authorization": "Basic CANARY"})
-    (seen,) = here.world.at("/mcp")
-    assert (seen.headers["x-trace"], seen.token) == ("1", f"Bearer {here.ensure().access_token}")
-
-
-@pytest.mark.parametrize("kind", ["none", "expired", "expired-in-memory"])
-def test_there_is_no_header_of_an_expired_token(kind: str, one: Setup) -> None:
-    if kind == "expired":
-        put_grant(one.store, one.world)
-        one.handler.token_manager.bind(NAME, URL)
-    if kind == "expired-in-memory":
-        one.world.lifetime = 0
-        one.ensure()
-        put_other_grant(one, expires_at=time.time() - 1)
-    assert one.handler.get_authorization_header(NAME) is None
-
-
-def test_the_header_comes_from_the_store_in_a_new_process(one: Setup, tmp_path: Path) -> None:
-    one.handler = one.program(store=EncryptedFileStore(tmp_path))
-    tokens = one.ensure()
-    again = OAuthHandler(TokenManager(store=EncryptedFileStore(tmp_path)))
-    assert again.get_authorization_header(NAME) == tokens.get_authorization_header()
-    assert again.get_authorization_header("another") is None
-
-
 # --- Logging out ------------------------------------------------------------------------------------------------------
 
 
@@ -542,7 +412,7 @@ def test_clearing_that_the_store_cannot_keep_is_an_error_and_nothing_is_at_hand(
     monkeypatch.setattr(one.store, "save", full)
     with pytest.raises(TokenStorageError, match="full"):
         one.handler.clear_tokens(NAME)
-    assert (one.handler._at_hand, one.handler._urls, one.handler._oauths) == ({}, {}, {})
+    assert (one.handler._at_hand, one.handler._uses, one.handler._oauths) == ({}, {}, {})
 
 
 def test_a_logout_of_another_url_leaves_the_name_alone(one: Setup) -> None:
@@ -564,147 +434,15 @@ def test_a_logout_that_the_store_cannot_keep_is_an_error(one: Setup, monkeypatch
 
 def test_a_login_that_a_logout_overtakes_is_not_at_hand(one: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """The logout came between the end of the login and its being noted here."""
-    settled = one.handler._settled
+    granted = one.handler._granted
 
     def overtaken(*args: Any) -> Any:
         one.handler._forget(NAME, URL)
-        return settled(*args)
+        return granted(*args)
 
-    monkeypatch.setattr(one.handler, "_settled", overtaken)
+    monkeypatch.setattr(one.handler, "_granted", overtaken)
     one.ensure()
     assert one.handler._at_hand == {}
-
-
-# --- Requests ---------------------------------------------------------------------------------------------------------
-
-ELSEWHERE = {
-    "host": "https://evil.example/mcp",
-    "subdomain": "https://mcp.example.evil.example/mcp",
-    "scheme": "http://mcp.example/mcp",
-    "port": "https://mcp.example:8443/mcp",
-    "userinfo": "https://mcp.example@evil.example/mcp",
-    "backslash": "https://evil.example\\@mcp.example/mcp",
-    "relative": "/mcp",
-    "control": "https://mcp.example\n.evil.example/mcp",
-}
-
-
-@pytest.mark.parametrize("url", ELSEWHERE.values(), ids=ELSEWHERE)
-def test_RULES_1_1_a_url_of_another_origin_is_refused_before_anything_is_sent(url: str, one: Setup) -> None:
-    with pytest.raises(ConfigurationError) as refused:
-        one.request(url)
-    shown = url.replace("mcp.example@", "").replace("evil.example\\@", "").replace("\n", "%0A")
-    assert f"{shown} is not a well-formed URL at the origin of {URL}," in str(refused.value)
-    assert one.world.seen == []
-
-
-@pytest.mark.parametrize("path", ["/mcp", "/mcp/below?x=1", "/mcp-beside"])
-def test_a_url_of_the_servers_origin_gets_the_token(path: str, here: Setup) -> None:
-    assert here.request(f"{ORIGIN}{path}").json()["token"] == f"Bearer {here.ensure().access_token}"
-
-
-def test_RULES_1_1_where_the_library_reads_a_url_otherwise_the_token_stays_here(here: Setup) -> None:
-    request = here.library.Request("GET", "https://evil.example")
-    assert _Once(URL, OAuthTokens("CANARY"))(request) is request
-    assert "authorization" not in request.headers
-
-
-REDIRECTS = {
-    "another-origin": ("https://evil.example/x", False),
-    "another-port": ("https://mcp.example:8443/x", False),
-    "a-sibling-path": ("https://mcp.example/mcp-beside", False),
-    "below": ("https://mcp.example/mcp/below", True),
-}
-
-
-@pytest.mark.parametrize(("target", "kept"), REDIRECTS.values(), ids=REDIRECTS)
-@pytest.mark.parametrize("retry", [True, False], ids=["retry", "once"])
-def test_RULES_1_1_a_redirect_takes_the_token_only_below(retry: bool, target: str, kept: bool, here: Setup) -> None:
-    here.ensure()
-    tokens: list[str | None] = []
-    path = httpx.URL(target).path
-
-    def redirecting(seen: Seen) -> Reply:
-        if seen.url == URL:
-            return Reply(307, (("location", target),))
-        assert seen.path == path
-        tokens.append(seen.token)
-        return Reply(401) if kept and seen.token is None else document({})
-
-    here.more["mcp.example"] = here.more["evil.example"] = redirecting
-    answer = here.request(follow_redirects=True, retry_on_401=retry)
-    assert tokens[0] is None
-    assert tokens[1:] == ([f"Bearer {here.ensure().access_token}"] if kept and retry else [])
-    assert answer.status_code == (401 if kept and not retry else 200)
-
-
-def test_a_refused_token_is_renewed_once(here: Setup) -> None:
-    first = here.ensure()
-    assert here.request().status_code == 200
-    here.world.valid.clear()
-    answer = here.request(method="POST", content=b"body")
-    assert (answer.status_code, answer.json()["body"]) == (200, "body")
-    assert here.world.refreshes == 1
-    renewed = here.ensure()
-    assert renewed.access_token != first.access_token
-    assert renewed.refresh_token == here.world.refresh_token
-    assert here.world.refreshes == 1
-
-
-def test_retry_on_401_False_hands_the_answer_over(here: Setup) -> None:
-    here.ensure()
-    here.world.valid.clear()
-    assert here.request(retry_on_401=False).status_code == 401
-    assert (len(here.bearers()), here.world.refreshes) == (1, 0)
-
-
-def test_an_answer_is_the_callers_whatever_its_status(here: Setup) -> None:
-    here.ensure()
-    here.more["mcp.example"] = lambda seen: Reply(500, (), b"broken")
-    answer = here.request()
-    assert (answer.status_code, answer.text) == (500, "broken")
-    assert isinstance(answer, here.library.Response)
-
-
-def test_the_request_is_the_callers(here: Setup) -> None:
-    here.request(method="PUT", params={"a": "b"}, json=[1], timeout=None)
-    (seen,) = here.world.at("/mcp")
-    assert (seen.method, seen.url, seen.body) == ("PUT", f"{URL}?a=b", b"[1]")
-
-
-def test_one_cannot_name_another_auth(one: Setup) -> None:
-    with pytest.raises(TypeError, match="auth"):
-        one.request(auth=("alice", "password"))
-
-
-def test_a_timeout_is_the_librarys(here: Setup) -> None:
-    here.ensure()
-
-    def slow(seen: Seen) -> Reply:
-        raise here.library.ReadTimeout("slow")
-
-    here.more["mcp.example"] = slow
-    with pytest.raises(here.library.ReadTimeout):
-        here.request(timeout=0.5)
-
-
-def test_a_body_that_cannot_be_repeated_is_a_typed_error(one: Setup) -> None:
-    assert one.request().status_code == 200
-    one.world.valid.clear()
-
-    async def body() -> Any:
-        yield b"once"
-
-    with pytest.raises(AccessError):
-        one.request(method="POST", content=body())
-
-
-def test_the_clients_of_a_handler_share_what_lies_beneath(monkeypatch: pytest.MonkeyPatch) -> None:
-    handler = OAuthHandler(store=MemoryStore(), proxy="http://127.0.0.1:1")
-    first, second = handler._beneath(), handler._beneath()
-    assert first["verify"] is second["verify"]
-    assert first["proxy"] == "http://127.0.0.1:1"
-    assert handler._oauth(URL, None)._traffic._verify is first["verify"]
 
 
 # --- A store that fails -----------------------------------------------------------------------------------------------
@@ -724,7 +462,22 @@ def test_RULES_4_11_a_token_is_not_kept_from_its_caller_by_a_name_that_cannot_be
     tokens = one.ensure()
     assert tokens.access_token in one.world.valid
     assert "no more names" in caplog.text
+    assert one.ensure().access_token == tokens.access_token
+    assert one.handler.get_authorization_header(NAME) is None
+    monkeypatch.undo()
+    assert one.ensure().access_token == tokens.access_token
     assert one.handler.get_authorization_header(NAME) == tokens.get_authorization_header()
+    assert one.world.logins == 1
+
+
+def test_RULES_4_11_a_token_is_not_kept_from_its_caller_by_a_grant_that_cannot_be_read(
+    one: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(url: str) -> Grant | None:
+        raise from_failure(failure(Reason.STORE_FAILED, "the disk is gone"))
+
+    monkeypatch.setattr(one.handler.token_manager, "grant", gone)
+    assert one.ensure().access_token in one.world.valid
 
 
 def test_a_label_of_a_newer_version_is_an_error_before_any_login(one: Setup) -> None:

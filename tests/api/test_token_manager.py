@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pytest
-from msgspec.structs import replace
 
 from mcp_oauth.exceptions import ConfigurationError, TokenStorageError
 from mcp_oauth.sansio.errors import Reason
-from mcp_oauth.sansio.grant import Grant, GrantRecord, Registration, decode, encode, grant_key
 from mcp_oauth.store import choose
 from mcp_oauth.store.base import Conflict, Saved, Store, Stored, StoreError
 from mcp_oauth.store.choose import TokenStoreBackend
 from mcp_oauth.store.encrypted_file import EncryptedFileStore
 from mcp_oauth.store.memory import MemoryStore
-from mcp_oauth.token_manager import MOST_ROUNDS, CredentialEntry, ServerEntry, State, TokenManager, last_four
+from mcp_oauth.token_manager import CredentialEntry, ServerEntry, State, TokenManager, last_four
 from mcp_oauth.tokens import APIKeyToken, BasicAuthToken, BearerToken, Credential, OAuthTokens
+from tests.api.names import NAME, OTHER, URL, Kind, again, by_hand, put_grant, record_in
 
-URL = "https://mcp.example/mcp"
-OTHER = "https://other.example/mcp"
-NAME = "notion"
 AWKWARD_NAMES = {
     "path": "../../x",
     "slash": "a/b",
@@ -36,61 +32,6 @@ AWKWARD_NAMES = {
     "emoji": "🔐",
     "device": "CON",
 }
-
-Kind = Literal["none", "alive", "expired", "renewable"]
-
-
-@pytest.fixture(params=["memory", "encrypted-file"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return MemoryStore() if request.param == "memory" else EncryptedFileStore(tmp_path / "tokens")
-
-
-@pytest.fixture
-def manager(store: Store) -> TokenManager:
-    return TokenManager(store=store)
-
-
-def again(manager: TokenManager) -> TokenManager:
-    """As a new program would find it."""
-    store = manager.token_store
-    if isinstance(store, EncryptedFileStore):
-        store = EncryptedFileStore(store.identity.removeprefix("file:"))
-    return TokenManager(store=store, account=manager.account)
-
-
-def by_hand(kind: Kind = "alive", token: str = "CANARY-by-hand-0001") -> OAuthTokens:
-    age = 0 if kind == "alive" else 7200
-    refresh_token = "CANARY-by-hand-refresh" if kind == "renewable" else None
-    return OAuthTokens(token, "Bearer", 3600, refresh_token, "read write", time.time() - age)
-
-
-def put_grant(store: Store, kind: Kind = "alive", url: str = URL, account: str = "") -> None:
-    now = time.time()
-    grant = Grant(
-        "https://as.example",
-        Registration("https://as.example", "client", "dcr", "none"),
-        "https://as.example/token",
-        "CANARY-granted-00002",
-        now - 7200,
-        "lineage",
-        expires_at=now + (3600 if kind == "alive" else -3600),
-        refresh_token="CANARY-refresh" if kind == "renewable" else None,
-        granted=("files:read",),
-    )
-    record = GrantRecord("first", url, account, (grant,), grant.issuer)
-    store.save(grant_key(url, account), encode(record), revision="first", expected=None)
-
-
-def record_in(store: Store, url: str = URL, account: str = "") -> GrantRecord | None:
-    found = store.load(grant_key(url, account))
-    record = None if found is None else decode(found.value)
-    assert record is None or isinstance(record, GrantRecord)
-    return record
-
-
-def only_key(store: Store, kind: str) -> str:
-    (key,) = (key for key in store.keys() if key.startswith(kind))  # noqa: SIM118 - a store is no mapping
-    return key
 
 
 # --- Making one -------------------------------------------------------------------------------------------------------
@@ -131,6 +72,16 @@ def test_an_explicit_backend_is_refused_with_the_reason_and_never_replaced(
         TokenManager(**options)
     assert refused.value.reason is Reason.STORE_FAILED
     assert options["backend"].name in str(refused.value)
+
+
+def test_a_backend_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigurationError, match=r"'bogus'.*keychain, .*encrypted, .*auto"):
+        TokenManager(cast("TokenStoreBackend", "bogus"))
+
+
+def test_a_backend_goes_by_its_value_too(tmp_path: Path) -> None:
+    manager = TokenManager(cast("TokenStoreBackend", "encrypted"), tmp_path)
+    assert manager.backend_name == "EncryptedFileStore"
 
 
 @pytest.mark.parametrize(
@@ -305,6 +256,28 @@ class TestTokensSavedByHandAreForOneServer:
         manager.bind(NAME, URL)
         assert manager.load_tokens(NAME) == tokens
 
+    def test_the_name_comes_back_with_them(self, manager: TokenManager) -> None:
+        manager.save_tokens(NAME, tokens := by_hand())
+        manager.bind(NAME, URL)
+        manager.bind(NAME, OTHER)
+        assert manager.usable_tokens(NAME, URL) == tokens
+        assert manager.server_url(NAME) == URL
+
+    def test_of_two_servers_at_once_one_gets_them(self, manager: TokenManager, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both threads find them free before either has bound them."""
+        manager.save_tokens(NAME, by_hand())
+        both = threading.Barrier(2)
+        bind = manager.bind
+
+        def together(*args: str) -> None:
+            both.wait(10)
+            bind(*args)
+
+        monkeypatch.setattr(manager, "bind", together)
+        with ThreadPoolExecutor(2) as pool:
+            got = list(pool.map(lambda url: manager.usable_tokens(NAME, url), (URL, OTHER)))
+        assert [tokens is None for tokens in got].count(True) == 1
+
     def test_expired_ones_are_sent_to_nobody(self, manager: TokenManager) -> None:
         manager.save_tokens(NAME, by_hand("renewable"))
         assert manager.usable_tokens(NAME, URL) is None
@@ -331,6 +304,19 @@ def test_deleting_takes_the_name_what_was_saved_and_the_grant_here_only(manager:
     assert (manager.load_tokens(NAME), manager.server_url(NAME)) == (None, None)
     assert [entry.server_url for entry in manager.list_servers()] == [OTHER]
     assert not manager.delete_tokens(NAME)
+
+
+def test_deleting_for_a_server_leaves_another_that_the_name_stands_for(manager: TokenManager) -> None:
+    manager.bind(NAME, URL)
+    manager.save_tokens(NAME, by_hand())
+    put_grant(manager.token_store)
+    put_grant(manager.token_store, url=OTHER)
+    manager.bind(NAME, OTHER)
+    assert manager.delete_tokens(NAME, URL)
+    assert [(entry.name, entry.server_url) for entry in manager.list_servers()] == [(NAME, OTHER)]
+    assert not manager.delete_tokens(NAME, URL)
+    manager.bind(NAME, URL)
+    assert manager.load_tokens(NAME) is None
 
 
 def test_deleting_a_name_without_a_grant(manager: TokenManager) -> None:
@@ -367,6 +353,50 @@ class TestRelease:
         manager.save_tokens(NAME, by_hand())
         manager.release(NAME, URL)
         assert manager.list_servers() == ()
+
+
+# --- One of them ------------------------------------------------------------------------------------------------------
+
+
+class TestEntry:
+    def test_it_is_that_of_the_list(self, manager: TokenManager) -> None:
+        put_grant(manager.token_store)
+        assert (manager.entry(server_url=URL),) == manager.list_servers()
+        manager.bind(NAME, URL)
+        manager.save_tokens("saved", by_hand())
+        assert (manager.entry(NAME), manager.entry("saved")) == manager.list_servers()
+
+    def test_a_name_comes_before_a_url(self, manager: TokenManager) -> None:
+        put_grant(manager.token_store, url=OTHER)
+        manager.bind(NAME, URL)
+        named, unnamed = manager.entry(NAME, OTHER), manager.entry("another", "HTTPS://other.example:443/mcp")
+        assert named is not None
+        assert unnamed is not None
+        assert (named.name, named.server_url, named.state) == (NAME, URL, "logged out")
+        assert (unnamed.name, unnamed.server_url, unnamed.state) == (None, OTHER, "valid")
+
+    @pytest.mark.parametrize("asked", [(), (NAME,), (None, OTHER), (NAME, OTHER)], ids=str)
+    def test_of_nothing_there_is_none(self, asked: tuple[str | None, ...], manager: TokenManager) -> None:
+        manager.bind(NAME, URL)
+        manager.delete_tokens(NAME)
+        TokenManager(store=manager.token_store, account="you").bind(NAME, URL)
+        assert manager.entry(*asked) is None
+
+    def test_it_reads_nothing_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        manager = TokenManager(store=(store := MemoryStore()))
+        manager.bind(NAME, URL)
+        manager.bind("another", OTHER)
+        read: list[str] = []
+        load = store.load
+
+        def counted(key: str) -> Stored | None:
+            read.append(key)
+            return load(key)
+
+        monkeypatch.setattr(store, "load", counted)
+        monkeypatch.setattr(store, "keys", None)
+        assert manager.entry(NAME) is not None
+        assert [key.partition("-")[0] for key in read] == ["name", "grant"]
 
 
 # --- The list ---------------------------------------------------------------------------------------------------------
@@ -479,6 +509,28 @@ def test_credentials_of_two_namespaces_are_two(manager: TokenManager) -> None:
     assert manager.list_credentials("none") == ()
 
 
+UNCARRIED: dict[str, Credential] = {
+    "token-with-a-header": BearerToken("CANARY\r\nX-Evil: 1"),
+    "token-from-a-file": BearerToken("CANARY\n"),
+    "no-token": BearerToken(""),
+    "key-from-a-file": APIKeyToken("openai", "CANARY\n"),
+    "RFC7617-2-colon-in-the-user-name": BasicAuthToken("alice:x", "CANARY"),
+    "RFC7617-2-control-in-the-user-name": BasicAuthToken("al\0ice", "CANARY"),
+    "RFC7617-2-control-in-the-password": BasicAuthToken("alice", "CANARY\n"),
+}
+
+
+@pytest.mark.parametrize("credential", UNCARRIED.values(), ids=UNCARRIED)
+def test_what_no_header_can_carry_is_neither_kept_nor_made_one(credential: Credential, manager: TokenManager) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        manager.save_credential("key", credential)
+    assert "CANARY" not in str(refused.value)
+    assert manager.list_credentials() == ()
+    if not isinstance(credential, APIKeyToken):
+        with pytest.raises(ConfigurationError):
+            credential.get_authorization_header()
+
+
 def test_a_credential_gives_its_header() -> None:
     assert BearerToken("token").get_authorization_header() == "Bearer token"
     assert BasicAuthToken("Aladdin", "open sesame").get_authorization_header() == (
@@ -496,193 +548,3 @@ def test_nothing_is_on_disk_in_plain_text(tmp_path: Path) -> None:
     for file in (file for file in tmp_path.rglob("*") if file.is_file()):
         content = file.read_bytes() + file.name.encode()
         assert not any(word in content for word in (b"CANARY", b"notion", b"mcp.example", b"alice")), file
-
-
-# --- A store that fails -----------------------------------------------------------------------------------------------
-
-CALLS: dict[str, Callable[[TokenManager], object]] = {
-    "load_tokens": lambda manager: manager.load_tokens(NAME),
-    "has_valid_tokens": lambda manager: manager.has_valid_tokens(NAME),
-    "save_tokens": lambda manager: manager.save_tokens(NAME, by_hand()),
-    "delete_tokens": lambda manager: manager.delete_tokens(NAME),
-    "bind": lambda manager: manager.bind(NAME, OTHER),
-    "server_url": lambda manager: manager.server_url(NAME),
-    "release": lambda manager: manager.release(NAME, URL),
-    "usable_tokens": lambda manager: manager.usable_tokens(NAME, URL),
-    "list_servers": lambda manager: manager.list_servers(),
-}
-CREDENTIAL_CALLS: dict[str, Callable[[TokenManager], object]] = {
-    "load_credential": lambda manager: manager.load_credential("key"),
-    "save_credential": lambda manager: manager.save_credential("key", BearerToken("later")),
-    "delete_credential": lambda manager: manager.delete_credential("key"),
-    "list_credentials": lambda manager: manager.list_credentials(),
-}
-UNREADABLE = {
-    "newer-version": json.dumps({"type": "name-2", "revision": "r", "name": NAME, "account": ""}).encode(),
-    "another-kind": json.dumps({"type": "grants-1", "revision": "r", "server_url": URL, "account": ""}).encode(),
-    "wrong-type": json.dumps({"type": "name-1", "revision": "r", "name": 7, "account": ""}).encode(),
-    "not-json": b"\xff\x00",
-    "too-deep": b"[" * 100_000,
-    "empty": b"",
-}
-
-
-@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_what_cannot_be_read_is_an_error_and_is_not_overwritten(
-    call: Callable[[TokenManager], object], content: bytes, store: Store
-) -> None:
-    manager = TokenManager(store=store)
-    manager.bind(NAME, URL)
-    _spoil(store, "name-", content)
-    _refused(call, manager, "name-", content)
-
-
-@pytest.mark.parametrize("call", CREDENTIAL_CALLS.values(), ids=CREDENTIAL_CALLS)
-def test_a_credential_that_cannot_be_read_is_an_error_and_is_not_overwritten(
-    call: Callable[[TokenManager], object], manager: TokenManager
-) -> None:
-    manager.save_credential("key", BearerToken("token"))
-    _spoil(manager.token_store, "credential-", b"CANARY")
-    _refused(call, manager, "credential-", b"CANARY")
-
-
-@pytest.mark.parametrize("call", ["load_tokens", "delete_tokens", "list_servers"])
-def test_a_grant_that_cannot_be_read_is_an_error_and_is_not_overwritten(call: str, manager: TokenManager) -> None:
-    manager.bind(NAME, URL)
-    put_grant(manager.token_store)
-    _spoil(manager.token_store, "grant-", b"CANARY")
-    _refused(CALLS[call], manager, "grant-", b"CANARY")
-
-
-def _spoil(store: Store, kind: str, content: bytes) -> None:
-    key = only_key(store, kind)
-    found = store.load(key)
-    assert found is not None
-    assert isinstance(store.save(key, content, revision="spoiled", expected=found.revision), Saved)
-
-
-def _refused(call: Callable[[TokenManager], object], manager: TokenManager, kind: str, content: bytes) -> None:
-    with pytest.raises(TokenStorageError, match="newer version") as refused:
-        call(manager)
-    assert "CANARY" not in str(refused.value)
-    assert manager.token_store.load(only_key(manager.token_store, kind)) == Stored(content, "spoiled")
-
-
-def test_a_damaged_name_on_disk_is_an_error_that_says_where_it_is(tmp_path: Path) -> None:
-    TokenManager(store=EncryptedFileStore(tmp_path)).bind(NAME, URL)
-    (file,) = tmp_path.rglob("*.enc")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(TokenStorageError, match=str(tmp_path)):
-        TokenManager(store=EncryptedFileStore(tmp_path)).bind(NAME, OTHER)
-    assert bytes(content) in [other.read_bytes() for other in tmp_path.rglob("*") if other.is_file()]
-
-
-class Broken(MemoryStore):
-    """Raises, from the first or the second call of its methods."""
-
-    error: Exception | None = None
-
-    def load(self, key: str) -> Stored | None:
-        self._fail()
-        return super().load(key)
-
-    def keys(self) -> tuple[str, ...]:
-        self._fail()
-        return super().keys()
-
-    def _fail(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-
-@pytest.mark.parametrize("call", [*CALLS.values(), *CREDENTIAL_CALLS.values()], ids=[*CALLS, *CREDENTIAL_CALLS])
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [(StoreError("the disk is gone: mount it"), "the disk is gone: mount it"), (KeyError("CANARY"), "raised KeyError")],
-    ids=["as-agreed", "against-its-contract"],
-)
-def test_a_store_that_fails_is_a_typed_error(
-    error: Exception, told: str, call: Callable[[TokenManager], object]
-) -> None:
-    manager = TokenManager(store=(store := Broken()))
-    store.error = error
-    with pytest.raises(TokenStorageError, match=told) as failed:
-        call(manager)
-    assert (failed.value.stage, failed.value.reason) == ("storage", Reason.STORE_FAILED)
-    assert failed.value.cure
-    assert "CANARY" not in str(failed.value)
-
-
-def test_a_grant_whose_end_cannot_be_saved_is_an_error(manager: TokenManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    manager.bind(NAME, URL)
-    put_grant(manager.token_store)
-
-    def full(*_: Any, **__: Any) -> Any:
-        raise StoreError("the disk is full")
-
-    monkeypatch.setattr(manager.token_store, "save", full)
-    with pytest.raises(TokenStorageError, match="full"):
-        manager.delete_tokens(NAME)
-    monkeypatch.undo()
-    assert manager.has_valid_tokens(NAME)
-
-
-# --- Many at once -----------------------------------------------------------------------------------------------------
-
-
-def test_names_of_racing_writers_are_all_kept(manager: TokenManager) -> None:
-    """Both change one record; neither takes the other's half away."""
-
-    def rounds(one: Callable[[int], object]) -> None:
-        for number in range(10):
-            one(number)
-
-    urls = [f"https://mcp.example/{number}" for number in range(10)]
-    with ThreadPoolExecutor(4) as pool:
-        tasks = [
-            pool.submit(rounds, lambda number: manager.save_tokens(NAME, by_hand(token=f"token-{number}"))),
-            pool.submit(rounds, lambda number: manager.bind(NAME, urls[number])),
-            pool.submit(rounds, lambda number: manager.save_credential(f"{number}", BearerToken("token"))),
-        ]
-    for task in tasks:
-        task.result()
-    label = manager._label(NAME)
-    assert label.server_url == urls[-1]
-    assert label.tokens is not None
-    assert label.tokens.access_token == "token-9"
-    assert len(manager.list_credentials()) == 10
-
-
-def test_who_loses_every_race_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    manager = TokenManager(store=(store := MemoryStore()))
-    manager.bind(NAME, URL)
-    rounds: list[str] = []
-
-    def lost(key: str, value: bytes, *, revision: str, expected: str | None) -> Saved | Conflict:
-        rounds.append(revision)
-        return Conflict(store.load(key))
-
-    monkeypatch.setattr(store, "save", lost)
-    with pytest.raises(TokenStorageError) as contended:
-        manager.bind(NAME, OTHER)
-    assert contended.value.reason is Reason.STORE_CONTENDED
-    assert len(set(rounds)) == MOST_ROUNDS
-
-
-def test_what_changes_nothing_is_not_saved(manager: TokenManager) -> None:
-    manager.bind(NAME, URL)
-    before = manager.token_store.load(only_key(manager.token_store, "name-"))
-    manager.bind(NAME, URL)
-    assert manager.token_store.load(only_key(manager.token_store, "name-")) == before
-
-
-def test_each_save_has_a_revision_of_its_own(manager: TokenManager) -> None:
-    manager.bind(NAME, URL)
-    first = manager._label(NAME)
-    manager.bind(NAME, OTHER)
-    second = manager._label(NAME)
-    assert first == replace(second, revision=first.revision, server_url=URL)
-    assert first.revision != second.revision
