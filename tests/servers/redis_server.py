@@ -68,7 +68,7 @@ def _start(folder: Path, port: int, settings: Mapping[str, str]) -> subprocess.P
     program = shutil.which("redis-server")
     if program is None:
         missing("Redis", "sudo apt-get install redis-server")
-    command = [program, "--dir", str(folder), "--bind", "127.0.0.1", "--port", str(port)]
+    command = [program, "--dir", str(folder), "--bind", "127.0.0.1", "--port", str(port), "--hz", "100"]  # ends at once
     for name, value in settings.items():
         command += [f"--{name}", *value.split(" ")]
     with (folder / "log").open("ab") as log:

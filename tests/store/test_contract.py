@@ -273,12 +273,15 @@ def test_the_holder_saves_more_than_once(again: Again) -> None:
 # Many at once, in one process.
 
 
+ROUNDS = 4
+
+
 def test_of_20_racing_threads_one_wins_each_round(again: Again) -> None:
     everybody = threading.Barrier(20, timeout=60)
 
     def race(me: int) -> list[bool]:
         store, won, expected = again(), list[bool](), None
-        for turn in range(10):
+        for turn in range(ROUNDS):
             everybody.wait()
             answer = store.save("key", b"%d" % me, revision=f"{turn}.{me}", expected=expected)
             won.append(isinstance(answer, Saved))
@@ -291,7 +294,7 @@ def test_of_20_racing_threads_one_wins_each_round(again: Again) -> None:
 
     with ThreadPoolExecutor(20) as threads:
         rounds = zip(*threads.map(race, range(20)), strict=True)
-    assert [sum(won) for won in rounds] == [1] * 10
+    assert [sum(won) for won in rounds] == [1] * ROUNDS
 
 
 def test_of_20_threads_one_gets_the_lock(again: Again) -> None:
@@ -317,7 +320,7 @@ def test_of_20_threads_one_gets_the_lock(again: Again) -> None:
 def test_of_20_racing_processes_one_wins_each_round(recipe: Recipe, start: Start) -> None:
     peers = [start(recipe) for _ in range(20)]
     expected = None
-    for turn in range(5):
+    for turn in range(ROUNDS):
         for me, peer in enumerate(peers):
             peer.tell("save", key="key", value=text(b"%d" % me), revision=f"{turn}.{me}", expected=expected)
         answers = [peer.hear() for peer in peers]
@@ -348,6 +351,7 @@ def test_rules_4_7_a_lock_is_held_across_processes_and_says_by_whom(recipe: Reci
         assert peer.ask("lock", key="key").startswith(f"pid {os.getpid()} on ")
 
 
+@pytest.mark.slow
 def test_fn2_the_lock_of_a_killed_process_is_free(recipe: Recipe, start: Start) -> None:
     """At once if it is the system's, when it lapses if it is a lease. No forked child of the dead keeps it."""
     store, childless, parent = recipe.store(), start(recipe), start(recipe)

@@ -21,8 +21,8 @@ from mcp_oauth.store.base import (
     Stored,
     UnavailableError,
 )
-from mcp_oauth.store.lease import LEASE_SECONDS
-from mcp_oauth.store.vault import CLOCKS_APART, VaultLease, VaultStore
+from mcp_oauth.store.lease import LEASE_SECONDS, LapsingLease
+from mcp_oauth.store.vault import CLOCKS_APART, VaultStore
 from tests.servers import openbao
 from tests.servers.openbao import OpenBao
 from tests.store.vaults import (
@@ -399,7 +399,7 @@ def test_rules_4_17_a_lease_in_an_old_version_keeps_nobody_waiting(
 ) -> None:
     take(store)
     monkeypatch.setattr(vault, "_age", lambda *_: LEASE_SECONDS + CLOCKS_APART + over)
-    assert isinstance(make().try_lock("key"), VaultLease) == free
+    assert isinstance(make().try_lock("key"), LapsingLease) == free
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from mcp_oauth.store import sealing, vault, vault_server
 from mcp_oauth.store.base import Held, Saved
-from mcp_oauth.store.lease import elapsed
-from mcp_oauth.store.vault import VaultLease, VaultStore
+from mcp_oauth.store.lease import LapsingLease, elapsed
+from mcp_oauth.store.vault import VaultStore
 from mcp_oauth.store.vault_server import POLICY, Server
 from tests.servers.openbao import OpenBao
 
@@ -66,7 +66,7 @@ def put(store: VaultStore, key: str, value: bytes, revision: str = "r1", expecte
     assert store.save(key, value, revision=revision, expected=expected) == Saved(durable=True)
 
 
-def take(store: VaultStore, key: str = "key") -> VaultLease:
+def take(store: VaultStore, key: str = "key") -> LapsingLease:
     lease = store.try_lock(key)
     assert not isinstance(lease, Held), lease
     return lease

@@ -13,7 +13,7 @@ class StoreError(Exception):
 
 
 class UnavailableError(StoreError):
-    """A store that is not to be had here: not on this system, not installed, not configured, or out of reach."""
+    """A store that is not to be had: not on this system, not installed, not configured, locked, or out of reach."""
 
 
 class WrongPasswordError(StoreError):
@@ -101,9 +101,9 @@ class ProcessLease:
     valid_until: float | None = None
     exclusive = True
 
-    def __init__(self, release: Callable[[], None]) -> None:
+    def __init__(self, release: Callable[[], object]) -> None:
         """Leaving the context calls `release`, once, and only in the process that made this."""
-        self._release: Callable[[], None] | None = release
+        self._release: Callable[[], object] | None = release
         self._process = os.getpid()
 
     def extend(self) -> bool:

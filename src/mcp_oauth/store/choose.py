@@ -74,7 +74,7 @@ class StoreOptions(TypedDict, total=False):
     service_name: str | None
     """Keyrings: the service that the items are filed under, by default `mcp-oauth`."""
     vault_url: str | None
-    """Vault: where it is, by default VAULT_ADDR."""
+    """Vault: where it is, by default VAULT_ADDR. Its certificate may come from the CAs in the file VAULT_CACERT."""
     vault_token: str | None
     """Vault: by default VAULT_TOKEN, unless an AppRole is given."""
     vault_mount_point: str | None
@@ -186,7 +186,8 @@ class TokenStoreFactory:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - no file is looked at
+    known = os.path.expanduser(path)  # noqa: PTH111 - no file is looked at
+    return known if known.startswith("~") else os.path.abspath(known)  # noqa: PTH100 - the file store tells of no home
 
 
 # What was asked for.
@@ -276,6 +277,7 @@ def _vault(given: StoreOptions) -> Store:
         mount_point=given.get("vault_mount_point") or MOUNT_POINT,
         path_prefix=given.get("vault_path_prefix") or PATH_PREFIX,
         namespace=given.get("vault_namespace") or _set("VAULT_NAMESPACE"),
+        verify=_set("VAULT_CACERT"),
     )
 
 

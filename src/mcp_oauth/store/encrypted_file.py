@@ -63,12 +63,14 @@ class EncryptedFileStore:
     ) -> None:
         """Take a folder, by default `~/.mcp_oauth/tokens`, which is made if it is missing.
 
-        `password`: text, or what asks for it, once a process at most unless it or the store's key changes.
-        None: the key lies in the folder, so that whoever can read the folder can read the values.
+        `password`: text, or what asks for it, once for all threads unless it or the store's key changes. None: the
+        key lies in the folder, so that whoever can read the folder can read the values.
         `kdf`: for a store made here; an existing one says itself. "pbkdf2" where FIPS 140 rules.
         `allow_network_folder`: for NFS and SMB, whose locks may fail to hold.
+
+        Raises `StoreError` for a folder that cannot be.
         """
-        self._folder = Path(os.path.realpath(Path(folder).expanduser() if folder else default_folder()))
+        self._folder = locks.named_folder(folder or default_folder())
         self._header = self._folder / f"{_HEADER}.json"
         self._password = (lambda: password) if isinstance(password, str) else password
         self._kdf: sealing.KdfName = kdf
@@ -131,7 +133,7 @@ class EncryptedFileStore:
         with locks.told(self._folder):
             self._key()
             asked = None if password is None else lambda: password
-            self._change_header(lambda data: sealing.new_header(self._key_in(data, self._key()), asked, self._kdf))
+            self._change_header(lambda data: sealing.new_header(self._key_in(data), asked, self._kdf))
             self._password = asked
 
     def rekey(self) -> None:
@@ -153,35 +155,46 @@ class EncryptedFileStore:
 
     def _key(self) -> sealing.StoreKey:
         """The store's key, read anew if another header lies there: a new password, a new key, or a new store."""
-        if self._opened is None:
-            self._opened = self._open(None)
-            if self._opened.key.retiring is not None:
-                self._go_on_retiring()
-        elif self._opened.header != _read_if_there(self._header):
-            self._opened = self._open(self._opened.key)
-        return self._opened.key
+        known = self._opened
+        opened = self._up_to_date() or self._open()
+        if known is None and opened.key.retiring is not None:
+            self._go_on_retiring()
+            return self._key()
+        return opened.key
 
-    def _open(self, known: sealing.StoreKey | None) -> _Opened:
-        locks.make_folder(self._folder)
-        locks.check_folder(self._folder, network_allowed=self._network_allowed)
-        self._sweep()
-        if not self._header.exists():
-            self._create_header()
-        data = locks.read(self._header)
-        return _Opened(self._key_in(data, known), data)
+    def _up_to_date(self) -> _Opened | None:
+        """What was opened, if its header is the one that lies there."""
+        opened = self._opened
+        return opened if opened and opened.header == _read_if_there(self._header) else None
 
-    def _key_in(self, data: bytes, known: sealing.StoreKey | None = None) -> sealing.StoreKey:
-        with self._naming_header():
-            return sealing.open_header(data, self._password, known)
+    def _open(self) -> _Opened:
+        with sealing.asking(self.identity, self._password) as password:
+            if (opened := self._up_to_date()) is not None:  # another thread was faster
+                return opened
+            locks.make_folder(self._folder)
+            locks.check_folder(self._folder, network_allowed=self._network_allowed)
+            self._sweep()
+            if not self._header.exists():
+                self._create_header(password)
+            data = locks.read(self._header)
+            with self._naming_header():
+                key = sealing.open_header(data, password, self._opened and self._opened.key)
+            if password is None:
+                locks.check_private(self._header)
+            self._opened = _Opened(key, data)
+            return self._opened
 
-    def _create_header(self) -> None:
+    def _key_in(self, data: bytes) -> sealing.StoreKey:
+        return sealing.open_header(data, self._password, self._key())
+
+    def _create_header(self, password: sealing.Password | None) -> None:
         with locks.guard(self._path(_HEADER, ".guard")):
             if self._header.exists():
                 return
             with self._naming_header():
                 if any(_RECORD.fullmatch(path.name) for path in self._folder.iterdir()):
                     raise DamagedError(f"is missing, and the records beside it need it; {sealing.HEADER_CURE}")
-                data = sealing.new_header(sealing.new_key(), self._password, self._kdf)
+                data = sealing.new_header(sealing.new_key(), password, self._kdf)
             self._replace(_HEADER, ".json", data)
 
     def _change_header(self, change: Callable[[bytes], bytes]) -> None:

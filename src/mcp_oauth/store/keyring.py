@@ -37,8 +37,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from . import locks, sealing
-from .base import Conflict, DamagedError, Held, NewerFormatError, ProcessLease, Saved, Stored, StoreError
-from .keyring_backend import Items, Kind, Turn, find, line
+from .base import (
+    Conflict,
+    DamagedError,
+    Held,
+    NewerFormatError,
+    ProcessLease,
+    Saved,
+    Stored,
+    StoreError,
+    StoreFullError,
+)
+from .keyring_backend import ELSE, Items, Kind, Turn, find, line
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend
@@ -46,6 +56,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CALL_SECONDS = 10.0
+MOST_CHUNKS = 2500
+"""Of one record: three million characters, ten times what any login takes. A text that speaks of more is no record."""
 _CHUNKS = re.compile(r"mcp-oauth chunks ([0-9a-f]{16}) ([0-9]{1,6})")
 _NOTHING, _RECORD = "nothing", "a record"
 _NOTE = re.compile(rf"({_NOTHING}|{_RECORD}|{_CHUNKS.pattern.replace('(', '(?:')})\n(.+)")
@@ -214,10 +226,10 @@ class KeyringStore:
         return _Place(slot.hex(), slot, self._records)
 
     def _base(self) -> Path:
-        return Path(self._lock_folder).expanduser() if self._lock_folder else default_lock_folder()
+        return locks.named_folder(self._lock_folder or default_lock_folder())
 
     def _folder(self) -> Path:
-        folder = Path(os.path.realpath(self._base())) / sealing.slot_of(self._service).hex()[:16]
+        folder = self._base() / sealing.slot_of(self._service).hex()[:16]
         locks.make_folder(folder)
         for one in (folder.parent, folder):
             locks.check_folder(one, network_allowed=self._network_allowed)
@@ -287,7 +299,7 @@ def _bytes(text: str) -> bytes:
 
 def _chunks(place: _Place, text: str) -> list[str]:
     """The items of the chunks that a text speaks of; none if it is a whole record, or anything else."""
-    if (said := _CHUNKS.fullmatch(text)) is None:
+    if (said := _CHUNKS.fullmatch(text)) is None or int(said[2]) > MOST_CHUNKS:
         return []
     return [f"{place.item}.{said[1]}.{number}" for number in range(int(said[2]))]
 
@@ -314,6 +326,9 @@ def _replace(items: Items, place: _Place, found: _Found | None, record: sealing.
     text = base64.b64encode(sealing.seal(place.key, record)).decode()
     step = items.limit or len(text)
     pieces = [text[at : at + step] for at in range(0, len(text), step)]
+    if len(pieces) > MOST_CHUNKS:
+        what = f"has no room for {len(record.value)} bytes in items of {step} characters"
+        raise StoreFullError(f"{items.where(place.item)} {what}: save less, {ELSE}")
     after = text if len(pieces) == 1 else f"mcp-oauth chunks {os.urandom(8).hex()} {len(pieces)}"
     before = _NOTHING if found is None else found.text if _chunks(place, found.text) else _RECORD
     items.put(f"{place.item}.next", f"{before}\n{after}")

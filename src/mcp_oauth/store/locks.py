@@ -72,7 +72,9 @@ def take(path: Path, note: Path, undo: contextlib.ExitStack) -> Held | None:
     except Timeout:
         return Held(_holder(note))
     undo.callback(discard, note)
-    with os.fdopen(create(note), "wb") as file:
+    # The note only serves a message, and on Windows a peer that reads it is in the way. What proves that there is room
+    # for a successor (RULES 4.7) is the caller's next step.
+    with contextlib.suppress(OSError), os.fdopen(create(note), "wb") as file:
         file.write(msgspec.json.encode(this_process()))
     return None
 
@@ -87,11 +89,20 @@ def _holder(note: Path) -> str:
 # Folders.
 
 
+def named_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder of this name, with `~` and links resolved. Raises `StoreError` where there cannot be one."""
+    try:
+        return Path(os.path.realpath(Path(name).expanduser()))
+    except (RuntimeError, ValueError) as error:
+        raise StoreError(f"{os.fspath(name)!r} names no folder ({error}); give its path in full") from None
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and what is missing above it, durable and 0700 each, whatever the umask."""
     if folder.is_dir():
         return
-    make_folder(folder.parent)
+    if folder.parent != folder:  # a drive that is not there is above itself
+        make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(0o700)
         folder.chmod(0o700)
@@ -111,6 +122,15 @@ def check_folder(folder: Path, *, network_allowed: bool) -> None:
     if kind is not None and not network_allowed:
         cure = "use a local folder, or allow_network_folder=True if its locks are known to hold"
         raise UnsafePlaceError(f"{folder} is on {kind}; {cure}")
+
+
+def check_private(file: Path) -> None:
+    """Raises `UnsafePlaceError` where others may read a file: its folder lets them in, and its mode lets them read."""
+    if sys.platform != "win32":
+        others_in, others_read = file.parent.stat().st_mode, file.stat().st_mode >> 2  # r, where the folder's x is
+        if others_in & others_read & (stat.S_IXGRP | stat.S_IXOTH):
+            cure = f"run: chmod 600 {file}, and if anybody may have read it: mcp-oauth store rekey"
+            raise UnsafePlaceError(f"others may read {file}, which holds a key that no password protects; {cure}")
 
 
 def _network_filesystem(device: int) -> str | None:

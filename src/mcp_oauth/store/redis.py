@@ -39,8 +39,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from . import sealing
 from .base import (
@@ -58,7 +57,7 @@ from .base import (
     UnsafePlaceError,
     WrongPasswordError,
 )
-from .lease import LEASE_SECONDS, elapsed, this_process
+from .lease import LEASE_SECONDS, LapsingLease, elapsed, this_process
 
 ANSWER_SECONDS = 3.0
 """How long a connection, and then each answer, is waited for: a call to a Redis that hangs ends within ten seconds."""
@@ -154,7 +153,7 @@ class RedisStore:
         `url`: `redis://user:password@host:6379/0`, `rediss://…` for TLS (`?ssl_ca_certs=<file>` for a CA of one's
         own), `unix:///path?db=0`. Not for Redis Cluster or Sentinel.
         `key`: 32 random bytes that all processes of the fleet are given (`secrets.token_bytes(32)`).
-        `password`: text, or what asks for it, once a process at most unless it changes. Whoever reads the Redis can
+        `password`: text, or what asks for it, once for all threads unless it changes. Whoever reads the Redis can
         try to guess it; a key leaves nothing to guess.
         `kdf`: for a store made here; an existing one says itself. "pbkdf2" where FIPS 140 rules.
         `prefix`: what all names in the Redis begin with. Another prefix is another store.
@@ -217,7 +216,7 @@ class RedisStore:
             batches = [slots[start : start + BATCH] for start in range(0, len(slots), BATCH)]
             return tuple(name for batch in batches for name in self._names(batch))
 
-    def try_lock(self, key: str) -> RedisLease | Held:
+    def try_lock(self, key: str) -> LapsingLease | Held:
         """Try once to take the lock, which lapses after 13 seconds. That it can be written shows that a save can."""
         with self._told():
             self._look(())
@@ -226,40 +225,50 @@ class RedisStore:
             ours, token = self._run(_LOCK, [lock, self._fence], [me, _LEASE_MS])
             if not ours:
                 return Held(_plain(token).split(" ", 2)[-1])
-            return RedisLease(partial(self._ask_lock, lock, token), since)
+            extend, release = partial(self._extend, lock, token), partial(self._release, lock, token)
+            return LapsingLease(since + LEASE_SECONDS, extend=extend, release=release)
 
-    def _ask_lock(self, lock: str, token: bytes, script: _Script, *arguments: int) -> bool:
+    def _extend(self, lock: str, token: bytes) -> float | None:
+        since = elapsed()
         with self._told():
-            return bool(self._run(script, [lock], [token, *arguments]))
+            return since + LEASE_SECONDS if self._run(_EXTEND, [lock], [token, _LEASE_MS]) else None
+
+    def _release(self, lock: str, token: bytes) -> None:
+        with self._told():
+            self._run(_RELEASE, [lock], [token])
 
     # The header.
 
     def _open(self, header: bytes | None) -> _Opened:
         """The store's key, by the header that lies there now: another one after somebody emptied the Redis."""
         known = self._opened
-        with self._naming(self._header):
-            if header is None:
-                header = self._create_header()
-            if known is None or known.header != header:
-                self._opened = known = _Opened(header, self._key_of(header, known and known.key))
-        return known
+        if known is not None and known.header == header:
+            return known
+        with sealing.asking(self.identity, self._password) as password, self._naming(self._header):
+            there: bytes = header or self._client.get(self._header) or self._create_header(password)
+            known = self._opened  # another thread may have been faster
+            if known is None or known.header != there:
+                self._opened = known = _Opened(there, self._key_of(there, known and known.key, password))
+            return known
 
-    def _create_header(self) -> bytes:
+    def _create_header(self, password: sealing.Password | None) -> bytes:
         if self._given is not None:
             made = _mark(self._given)
         else:
-            made = sealing.new_header(sealing.new_key(), self._password, self._kdf)
+            made = sealing.new_header(sealing.new_key(), password, self._kdf)
         header: bytes | None = self._run(_CREATE, [self._header, self._records], [made])
         if header is None:
             raise DamagedError(f"is missing, and the records beside it need it; {sealing.HEADER_CURE}")
         return header
 
-    def _key_of(self, header: bytes, known: sealing.StoreKey | None) -> sealing.StoreKey:
+    def _key_of(
+        self, header: bytes, known: sealing.StoreKey | None, password: sealing.Password | None
+    ) -> sealing.StoreKey:
         by_key = header.startswith(_GIVEN_KEY)
         if self._given is None:
             if by_key:
                 raise WrongPasswordError("has a key instead of a password; nothing was changed")
-            return sealing.open_header(header, self._password, known)
+            return sealing.open_header(header, password, known)
         if header != _mark(self._given):
             what = "another key" if by_key else "a password instead of a key"
             raise WrongPasswordError(f"has {what}; nothing was changed")
@@ -352,41 +361,6 @@ class RedisStore:
             # The others may be dead as well, or lead to what is no primary any more: the next call connects anew.
             self._client.connection_pool.disconnect(inuse_connections=False)
             raise _explained(error, self._place) from error
-
-
-class RedisLease:
-    """The lock of one key until it lapses or is released. A forked child's copy of it is nothing."""
-
-    exclusive = False
-
-    def __init__(self, ask: _AskLock, since: float) -> None:
-        """`ask` runs a script on the lock if it is still ours; `since`: elapsed seconds before the lock was taken."""
-        self._ask: _AskLock | None = ask
-        self._process = os.getpid()
-        self.valid_until: float | None = since + LEASE_SECONDS
-
-    def extend(self) -> bool:
-        """Let it run anew from now on; False: it is lost. Raises `StoreError`."""
-        since = elapsed()
-        if self._ask is None or os.getpid() != self._process or not self._ask(_EXTEND, _LEASE_MS):
-            return False
-        self.valid_until = since + LEASE_SECONDS
-        return True
-
-    def __enter__(self) -> RedisLease:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        ask, self._ask = self._ask, None
-        if ask is not None and os.getpid() == self._process:
-            with contextlib.suppress(StoreError):  # what cannot be released lapses
-                ask(_RELEASE)
-
-
-class _AskLock(Protocol):
-    def __call__(self, script: _Script, *arguments: int) -> bool: ...
 
 
 class _Server:

@@ -19,6 +19,7 @@ older record put back under its own name.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -26,7 +27,7 @@ import os
 import struct
 import threading
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
@@ -272,6 +273,17 @@ def _aead(key: bytes) -> AESGCM:
 
 _password_keys: dict[tuple[Argon2id | Pbkdf2, bytes], bytes] = {}
 _deriving = threading.Lock()
+_asking: dict[str, contextlib.AbstractContextManager[object]] = {}
+
+
+@contextlib.contextmanager
+def asking(identity: str, password: Password | None) -> Generator[Password | None]:
+    """To open a store in, one thread at a time: its password, which is asked for here no more than once.
+
+    What asks for it may use stores itself: another one has another lock, and this one lets its own thread in.
+    """
+    with _asking.setdefault(identity, threading.RLock()):
+        yield password and functools.cache(password)
 
 
 def _password_key(kdf: Argon2id | Pbkdf2, password: Password) -> bytes:
@@ -281,7 +293,7 @@ def _password_key(kdf: Argon2id | Pbkdf2, password: Password) -> bytes:
     except Exception as error:
         raise StoreError("has a password, which could not be asked for") from error
     if not text:
-        raise WrongPasswordError("cannot have an empty password; None keeps its key in the folder, unprotected")
+        raise WrongPasswordError("cannot have an empty password, it would protect nothing; give another one, or none")
     # One text typed on two systems may differ in its composition (RFC 8265 section 4.2.2).
     secret = _text_bytes(unicodedata.normalize("NFC", text))
     asked = kdf, hashlib.sha256(secret).digest()
@@ -306,10 +318,11 @@ def _derive(kdf: Argon2id | Pbkdf2, secret: bytes) -> bytes:
         raise StoreError("needs Argon2id, which this OpenSSL lacks; make the store anew with kdf='pbkdf2'") from None
 
 
-def _new_lock_after_fork() -> None:
+def _new_locks_after_fork() -> None:
     global _deriving
-    _deriving = threading.Lock()  # another thread of the parent may have held the old one
+    _deriving = threading.Lock()  # another thread of the parent may have held the old ones
+    _asking.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock_after_fork)
+    os.register_at_fork(after_in_child=_new_locks_after_fork)

@@ -28,7 +28,6 @@ asked anew, when a token cannot be renewed, or was refused. No redirection is fo
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
@@ -50,14 +49,12 @@ from .base import (
     DamagedError,
     Held,
     NewerFormatError,
-    ProcessLease,
     Saved,
     StoreBusyError,
     Stored,
-    StoreError,
     UnavailableError,
 )
-from .lease import LEASE_SECONDS, Holder, elapsed, this_process
+from .lease import LEASE_SECONDS, Holder, LapsingLease, elapsed, this_process
 from .sealing import slot_of
 from .vault_server import CALL_SECONDS, POLICY, Server, checked_path, checked_url, with_approle, with_token
 
@@ -202,14 +199,14 @@ class VaultStore:
         found = (self._read(name, _deadline()).record for name in names if _SLOT.fullmatch(name))
         return tuple(_text(record.key) for record in found if record.revision is not None)
 
-    def try_lock(self, key: str) -> VaultLease | Held:
+    def try_lock(self, key: str) -> LapsingLease | Held:
         """Try once to take the lock, which lapses after 13 seconds. That it was written shows that a save can be."""
         lock_id = os.urandom(16).hex()
         answer = self._hold(key, lock_id, anew=True)
         if isinstance(answer, Held):
             return answer
-        extend, release = partial(self._hold, key, lock_id, anew=False), partial(self._release, key, lock_id)
-        return VaultLease(extend, release, answer)
+        extend, release = partial(self._extend, key, lock_id), partial(self._release, key, lock_id)
+        return LapsingLease(answer, extend=extend, release=release)
 
     # The lock.
 
@@ -228,6 +225,10 @@ class VaultStore:
         answer = self._change(key, judge)
         return answer if isinstance(answer, Held) else since + LEASE_SECONDS
 
+    def _extend(self, key: str, lock_id: str) -> float | None:
+        answer = self._hold(key, lock_id, anew=False)
+        return None if isinstance(answer, Held) else answer
+
     def _is_free(self, found: _Found) -> bool:
         """Whether the lock was released, or has lapsed: seen unchanged for so long, or in a version that is so old."""
         lock = found.record.lock
@@ -245,8 +246,7 @@ class VaultStore:
             lock = found.record.lock
             return replace(found.record, lock=None) if lock and lock.id == lock_id else None
 
-        with contextlib.suppress(StoreError):  # what cannot be released lapses
-            self._change(key, judge)
+        self._change(key, judge)
 
     # Records.
 
@@ -307,28 +307,6 @@ class VaultStore:
 
     def _where(self, slot: str) -> str:
         return f"{self._path('data', slot)} in Vault at {self._server.url}"
-
-
-class VaultLease(ProcessLease):
-    """The lock of one key until it lapses or is released. A forked child's copy of it is nothing."""
-
-    exclusive = False
-
-    def __init__(self, extend: Callable[[], float | Held], release: Callable[[], None], valid_until: float) -> None:
-        """`extend` says when the lock lapses then, or who else has it; `valid_until` in elapsed seconds."""
-        super().__init__(release)
-        self._extend = extend
-        self.valid_until = valid_until
-
-    def extend(self) -> bool:
-        """Let it run anew from now on; False: it is lost, or was released. Raises `StoreError`."""
-        if self._release is None or os.getpid() != self._process:
-            return False
-        valid_until = self._extend()
-        if isinstance(valid_until, Held):
-            return False
-        self.valid_until = valid_until
-        return True
 
 
 # Records, and the words they are found by.
