@@ -6,6 +6,7 @@ VENV   ?= .venv
 STACKS ?= httpx2 httpx
 EXTRAS ?= httpx,httpx2,keyring,vault,redis,cli
 PYTEST ?= $(VENV)/bin/python -m pytest
+TESTS  ?= tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,8 +41,8 @@ check: lint security test ## all that a change must pass, but the conformance su
 test test-cov: setup parts ## every test, with coverage
 	$(PYTEST) --cov --cov-report=term
 
-unit: $(VENV)/.ready parts ## the tests that need nothing from npm
-	$(PYTEST) --ignore=tests/integration
+unit: $(VENV)/.ready parts ## the quick tests of TESTS, by default all, that need nothing from npm
+	$(PYTEST) $(TESTS) --ignore=tests/integration -m 'not slow'
 
 lint: typecheck ## formatting, style, types (mypy and pyright), the layers
 	$(VENV)/bin/ruff format --check .

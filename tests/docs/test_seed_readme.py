@@ -157,6 +157,7 @@ def _with_uv(environment: dict[str, str]) -> dict[str, str]:
     return {**kept, "PATH": path, "UV_PYTHON": sys.executable, "UV_PYTHON_DOWNLOADS": "never"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [pytest.param(one, id=f"line-{one.line - 1}") for one in SHELL_BLOCKS])
 def test_shell_block(
     block: Block, servers: Values, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
