@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -34,6 +36,12 @@ def store(folder: Path) -> EncryptedFileStore:
 
 
 @pytest.fixture
+def settings(folder: Path) -> dict[str, str]:
+    """The environment of a command that is a process of its own."""
+    return {"MCP_OAUTH_STORE": "file", "MCP_OAUTH_STORE_DIR": str(folder)}
+
+
+@pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """The command in this process, on a store of its own, with a person who agrees to everything."""
     monkeypatch.setenv("MCP_OAUTH_STORE", "file")
@@ -42,7 +50,8 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     monkeypatch.setattr(user, "_open_in_browser", lambda url: bool(consent.visit(url)))
 
     def run(*arguments: str) -> Ran:
-        code = main(arguments)
+        with patch.dict(os.environ):  # from which a command takes its secrets
+            code = main(arguments)
         told = capsys.readouterr()
         return Ran(code, told.out, told.err)
 

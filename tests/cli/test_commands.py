@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from mcp_oauth.store.memory import MemoryStore
 from mcp_oauth.token_manager import TokenManager
 from mcp_oauth.tokens import OAuthTokens
 from tests.cli.site import DANGEROUS, HOSTILE, Run, Site
-from tests.io.servers import Reply, document, key_of, put_grant, stored
+from tests.io.servers import Reply, document, key_of, put_grant, serving, stored
 
 
 @pytest.fixture
@@ -60,12 +61,6 @@ def test_auth_asks_for_the_scopes(run: Run, site: Site, options: list[str]) -> N
     assert site.requested == "read write"
 
 
-def test_auth_scopes_from_the_environment(run: Run, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MCP_OAUTH_SCOPES", "read write")
-    assert run("auth", "demo", site.url).code == 0
-    assert site.requested == "read write"
-
-
 def test_auth_takes_a_client_registered_by_hand_and_its_secret_from_a_file(
     run: Run, site: Site, store: EncryptedFileStore, tmp_path: Path
 ) -> None:
@@ -82,13 +77,25 @@ def test_auth_takes_a_client_registered_by_hand_and_its_secret_from_a_file(
     assert site.at("/register") == []
 
 
-def test_auth_secret_from_the_environment(run: Run, site: Site, store: EncryptedFileStore,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setenv("MCP_OAUTH_CLIENT_SECRET", "CANARY-client-secret")
-    assert run("auth", "demo", site.url, "--client-id", "by-hand").code == 0
-    grant = current_grant(stored(store, site))
-    assert grant is not None
-    assert grant.registration.client_secret == "CANARY-client-secret"
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--issuer", "https://other.example"], "Note: the server does not name https://other.example, so"),
+        (["--client-id", "https://app.example/client.json"], "Note: no client metadata documents are taken there, so"),
+    ],
+)
+def test_auth_says_what_is_not_as_asked(run: Run, site: Site, given: list[str], told: str) -> None:
+    ran = run("auth", "demo", site.url, "--quiet", *given)
+    assert ran.code == 0
+    assert told in ran.err
+
+
+@pytest.mark.parametrize("name", ["", " ", "https://mcp.example/mcp"])
+def test_auth_takes_no_name_that_cannot_be_used(run: Run, site: Site, name: str) -> None:
+    ran = run("auth", name, site.url)
+    assert ran.code == 2
+    assert "mcp-oauth auth NAME URL" in ran.err
+    assert run("list", "--json").json["servers"] == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -170,12 +177,44 @@ def test_list_without_a_login_says_what_to_do(run: Run) -> None:
 
 def test_list_shows_what_programs_logged_in_to(run: Run, site: Site, store: EncryptedFileStore) -> None:
     put_grant(store, site)
-    assert run("list").out.split("\t")[:3] == ["-", site.url, "refreshable"]
+    assert run("list").out.split("\t")[:2] == ["-", site.url]
+
+
+def test_list_and_get_say_the_state_in_the_same_words(run: Run, site: Site, store: EncryptedFileStore) -> None:
+    put_grant(store, site)
+    words = "expired, renewed at the next use"
+    assert run("list").out.split("\t")[2] == words
+    assert f"State\t{words}\n" in run("get", site.url).out
+    assert run("list", "--json").json["servers"][0]["state"] == run("get", site.url, "--json").json["state"]
 
 
 def test_get_takes_a_url_for_a_name(run: Run, logged_in: Site) -> None:
     by_name, by_url = run("get", "demo", "--json").json, run("get", logged_in.url, "--json").json
-    assert by_name == by_url
+    assert by_url == {**by_name, "name": None}
+
+
+UNREADABLE = f"grant-{'0' * 64}"
+
+
+@pytest.fixture
+def with_an_unreadable_record(logged_in: Site, store: EncryptedFileStore) -> Site:
+    store.save(UNREADABLE, b'{"type":"grants-99"}', revision="1", expected=None)
+    return logged_in
+
+
+@pytest.mark.parametrize("line", ["get demo", "test demo", "tools demo", "auth demo URL", "logout demo", "clear demo"])
+def test_a_record_that_cannot_be_read_concerns_nobody_else(
+    run: Run, with_an_unreadable_record: Site, line: str
+) -> None:
+    assert run(*line.replace("URL", with_an_unreadable_record.url).split()).code == 0
+
+
+def test_list_shows_a_record_that_cannot_be_read(run: Run, with_an_unreadable_record: Site) -> None:
+    assert f"-\t{UNREADABLE}\tunreadable: of a newer version, or damaged\t" in run("list").out
+    told = run("list", "--json").json["servers"]
+    assert [(one["name"], one["state"], one["key"]) for one in told] == [
+        ("demo", "valid", None), (None, "unreadable", UNREADABLE)
+    ]  # fmt: skip
 
 
 def test_get_tokens_saved_by_hand(run: Run, store: EncryptedFileStore) -> None:
@@ -235,9 +274,27 @@ def test_tools_lists_them(run: Run, logged_in: Site) -> None:
 
 
 def test_tools_shortens_a_long_description_but_in_JSON(run: Run, logged_in: Site) -> None:
-    logged_in.tools = [{"name": "long", "description": "word " * 100}]
+    page = "\tA line of many.\n" * 1000
+    logged_in.tools = [{"name": "long", "description": page}]
     assert len(run("tools", "demo").out) < 220
-    assert len(run("tools", "demo", "--json").json["tools"][0]["description"]) == 499
+    assert run("tools", "demo", "--json").json["tools"][0]["description"] == page
+
+
+def test_RULES_1_3_no_proxy_gets_a_token_for_loopback(run: Run, logged_in: Site, proxy: Site) -> None:
+    assert run("test", "demo").code == 0
+    assert proxy.seen == []
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """What the environment names as the proxy for http, with no exception."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as server:
+        server.handler = proxy = Site(server.origin)
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, server.origin)
+        yield proxy
 
 
 def test_a_name_is_one_server(run: Run, logged_in: Site) -> None:
@@ -262,12 +319,58 @@ def test_logout_by_URL_leaves_the_name(run: Run, logged_in: Site) -> None:
     assert run("get", "demo", "--json").json["state"] == "logged out"
 
 
-def test_logout_of_tokens_saved_by_hand_tells_nobody(run: Run, store: EncryptedFileStore) -> None:
-    TokenManager(store=store).save_tokens("mine", OAuthTokens("CANARY-by-hand-1234"))
-    ran = run("logout", "mine")
+def by_hand(store: EncryptedFileStore, site: Site) -> None:
+    TokenManager(store=store).save_tokens("demo", OAuthTokens("CANARY-by-hand-1234"))
+
+
+def by_hand_beside_a_grant(store: EncryptedFileStore, site: Site) -> None:
+    put_grant(store, site)
+    by_hand(store, site)
+    TokenManager(store=store).bind("demo", site.url)
+
+
+def without_an_endpoint(store: EncryptedFileStore, site: Site) -> None:
+    put_grant(store, site)
+    record = stored(store, site)
+    assert record is not None
+    grants = tuple(replace(grant, revocation_endpoint=None) for grant in record.grants)
+    store.save(key_of(site), encode(replace(record, revision="2", grants=grants)), revision="2", expected="first")
+    TokenManager(store=store).bind("demo", site.url)
+
+
+def without_a_token(store: EncryptedFileStore, site: Site) -> None:
+    TokenManager(store=store).bind("demo", site.url)
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (by_hand, "not told: tokens saved by hand are valid there until they expire"),
+        (by_hand_beside_a_grant, "not told: tokens saved by hand are valid there until they expire"),
+        (
+            without_an_endpoint,
+            "not told: it has no revocation endpoint, so the tokens are valid there until they expire",
+        ),
+        (without_a_token, "not told: there was no token"),
+    ],
+)
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["plain", "json"])
+def test_logout_that_nobody_was_asked_to_confirm_is_not_confirmed(
+    run: Run, site: Site, store: EncryptedFileStore, kept: Callable[[EncryptedFileStore, Site], None], told: str,
+    form: list[str],
+) -> None:  # fmt: skip
+    kept(store, site)
+    ran = run("logout", "demo", *form)
     assert ran.code == 0
-    assert "Server\tnot told" in ran.out
-    assert run("get", "mine").code == 4
+    if form:
+        assert (ran.json["cleared"], ran.json["confirmed"]) == (True, None)
+    else:
+        assert f"Server\t{told}\n" in ran.out
+    assert run("get", "demo").code == 4
+
+
+def test_logout_that_is_confirmed(run: Run, logged_in: Site) -> None:
+    assert run("logout", "demo", "--json").json["confirmed"] is True
 
 
 def test_logout_a_failed_revocation_is_told_and_has_its_own_code(run: Run, logged_in: Site) -> None:
@@ -301,7 +404,7 @@ def test_clear_where_nothing_is_left(run: Run, name: str) -> None:
 def test_store_where(run: Run, folder: Path) -> None:
     told = run("store", "where", "--json").json
     assert (told["store"], told["identity"]) == ("EncryptedFileStore", f"file:{folder}")
-    assert "encrypted" in told["available"]
+    assert "file" in told["available"], "as --store takes it"
     assert "MCP_OAUTH_STORE" in told["why"]
 
 

@@ -6,15 +6,19 @@ import io
 import json
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from mcp_oauth.cli.failures import CommandError, Exit, code_of, document_of
-from mcp_oauth.cli.output import Screen, clean, clean_all, dots, from_now, moment
+from mcp_oauth.cli.options import user_of
+from mcp_oauth.cli.output import MOST, Screen, clean, clean_all, dots, from_now, moment
 from mcp_oauth.exceptions import from_failure
+from mcp_oauth.io.user import UserError
 from mcp_oauth.sansio.errors import Fault, Reason, failure
 from tests.cli.site import DANGEROUS, HOSTILE
+from tests.io.servers import PATIENCE
 
 DOCUMENT: dict[str, Any] = {"servers": []}
 COLUMNS = ("Name", "Server", "Account")
@@ -109,10 +113,45 @@ def test_a_narrow_terminal_gets_a_list_with_everything(monkeypatch: pytest.Monke
         assert server in text
 
 
+@pytest.mark.parametrize(("columns", "table"), [(72, False), (88, False), (89, True)])
+def test_a_table_never_cuts_an_address(monkeypatch: pytest.MonkeyPatch, columns: int, table: bool) -> None:
+    text = shown(monkeypatch, columns)
+    assert all(server in text for _, server, _ in ROWS)
+    assert ("─" in text) is table
+
+
 def test_a_terminal_without_UTF_8_gets_escapes_and_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, 120, "ascii")
     assert "\\xe9" in text
     assert "one" in text
+
+
+# --- How much ---------------------------------------------------------------------------------------------------------
+
+LONG = f"https://as.example/authorize?scope={'s' * 5000}&state=the-end"
+
+
+def test_what_the_command_says_itself_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    """An authorization URL without its end is none."""
+    user = user_of(Screen(), no_browser=True)
+    with user.listen("https://app.example/callback", None) as login, suppress(UserError):
+        login.show(LONG, "the-end")
+        login.wait(PATIENCE)  # nobody pastes anything
+    assert f"\n{LONG}\n" in capsys.readouterr().err
+
+
+def test_of_what_others_say_a_person_is_shown_a_part(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    screen.show(DOCUMENT, "", [("Server", "x" * 9000)])
+    screen.failed(CommandError(Exit.FAILED, "x" * 9000, "look"))
+    told = capsys.readouterr()
+    assert (told.out, told.err) == (f"Server\t{'x' * MOST}\n", f"Error: {'x' * MOST}\nWhat to do: look\n")
+
+
+def test_JSON_has_all_of_it_with_its_line_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "one line,\n\tand more" * 1000
+    Screen(as_json=True).show({"description": text}, "", [])
+    assert json.loads(capsys.readouterr().out)["description"] == text
 
 
 # --- Pipes and JSON ---------------------------------------------------------------------------------------------------
@@ -125,7 +164,7 @@ def test_a_pipe_gets_tabs_and_whole_lines(capsys: pytest.CaptureFixture[str]) ->
 
 def test_JSON_is_ASCII(capsys: pytest.CaptureFixture[str]) -> None:
     Screen(as_json=True).show({"name": "é\u202e"}, "", [])
-    assert capsys.readouterr().out == '{\n  "name": "\\u00e9"\n}\n'
+    assert capsys.readouterr().out == '{\n  "name": "\\u00e9 "\n}\n'
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------

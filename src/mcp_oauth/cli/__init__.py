@@ -10,7 +10,10 @@ NEEDS = ("click", "rich")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command (None: with the arguments of the process) and return its exit code (docs/cli.md)."""
+    """Run the command (None: with the arguments of the process) and return its exit code (docs/cli.md).
+
+    Where a browser may be opened, the secrets that the command knows are gone from `os.environ` afterwards.
+    """
     try:
         from mcp_oauth.cli.app import run
 

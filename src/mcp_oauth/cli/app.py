@@ -18,7 +18,7 @@ from mcp_oauth.cli.stores import store
 
 log = logging.getLogger("mcp_oauth")
 
-EPILOG = "Exit codes: " + "; ".join(f"{code.value} {meaning}" for code, meaning in MEANINGS.items()) + "."
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code.value:<3}  {meaning}" for code, meaning in MEANINGS.items())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
@@ -54,6 +54,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except BrokenPipeError:
+        return _nobody_reads()
+    except OSError as error:  # of the output: those of stores and servers have types of their own
+        log.debug("the output failed", exc_info=error)
+        click.echo(f"Error: the output cannot be written: {error.strerror or type(error).__name__}", err=True)
         return _nobody_reads()
     except Exception as error:
         log.debug("this is a bug", exc_info=error)

@@ -14,20 +14,27 @@ import click
 from mcp_oauth.cli import views
 from mcp_oauth.cli.failures import CommandError, Exit
 from mcp_oauth.cli.mcp import WRONG_PLACE, Connection, Tool
-from mcp_oauth.cli.options import LOOPBACK, ask, browser_option, option, secret, shared, user_of
+from mcp_oauth.cli.options import FILE, LOOPBACK, ask, browser_option, secret, shared, user_of
 from mcp_oauth.cli.output import clean
 from mcp_oauth.cli.session import CLIENT_NAME, Session, Target, canonical, unknown
+from mcp_oauth.io.httpx_like import DIRECT
 from mcp_oauth.io.oauth import Client
 from mcp_oauth.io.stacks import installed
+from mcp_oauth.sansio.logout import LoggedOut
 from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, PreRegistered
 
 LONGEST_DESCRIPTION = 200
 """Characters; with `--json` there is all of it."""
 
+REDIRECT_HELP = "Where the browser is sent back to: 127.0.0.1 (default), localhost or [::1]."
+TIMEOUT_HELP = "How long the login may take.  [default: 300]"
+
 name_argument = click.argument("name")
-url_option = option("--url", help="The server's URL, for a name that stands for none yet.")
-login_option = option("--login", is_flag=True, help="Log in if that is needed, instead of failing.")
-call_timeout = option("--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds.")
+url_option = click.option("--url", metavar="URL", help="The server's URL, for a name that stands for none yet.")
+login_option = click.option("--login", is_flag=True, help="Log in if that is needed, instead of failing.")
+call_timeout = click.option(
+    "--timeout", type=click.FloatRange(min=0.1), default=30.0, metavar="SECONDS", help="For each answer.  [default: 30]"
+)
 
 
 # --- Logging in -------------------------------------------------------------------------------------------------------
@@ -36,16 +43,24 @@ call_timeout = option("--timeout", type=click.FloatRange(min=0.1), default=30.0,
 @click.command()
 @name_argument
 @click.argument("url")
-@option("--scopes", "--scope", multiple=True, help="Scopes to ask for, not what the server suggests; repeatable.")
-@option("--force", is_flag=True, help="Log in anew even where a login is there.")
+@click.option(
+    "--scopes",
+    "--scope",
+    multiple=True,
+    metavar="SCOPE",
+    help="Ask for these, not for what the server suggests; repeatable.",
+)
+@click.option("--force", is_flag=True, help="Log in anew even where a login is there.")
 @browser_option
-@option("--client-id", help="A client registered by hand, or the https URL of a client metadata document.")
-@option("--client-secret-file", type=click.Path(path_type=Path), help="Holds the client secret in its first line.")
-@option("--client-secret-prompt", is_flag=True, help="Ask for the client secret.")
-@option("--issuer", help="The authorization server to use, where that client is registered.")
-@option("--redirect-host", type=click.Choice(LOOPBACK), help="Where the browser is sent back to.")
-@option("--redirect-port", type=click.IntRange(1, 65535), help="Instead of any free port.")
-@option("--timeout", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds for the login.")
+@click.option(
+    "--client-id", metavar="ID", help="A client registered by hand, or the https URL of a client metadata document."
+)
+@click.option("--client-secret-file", **FILE, help="Holds the client secret in its first line.")
+@click.option("--client-secret-prompt", is_flag=True, help="Ask for the client secret.")
+@click.option("--issuer", metavar="URL", help="The authorization server to use, where that client is registered.")
+@click.option("--redirect-host", type=click.Choice(LOOPBACK), metavar="HOST", help=REDIRECT_HELP)
+@click.option("--redirect-port", type=click.IntRange(1, 65535), metavar="PORT", help="Instead of any free port.")
+@click.option("--timeout", type=click.FloatRange(min=1), default=300.0, metavar="SECONDS", help=TIMEOUT_HELP)
 @shared
 def auth(
     session: Session, name: str, url: str, scopes: tuple[str, ...], force: bool, no_browser: bool,
@@ -56,6 +71,7 @@ def auth(
 
     A login that is there and good is used as it is.
     """
+    _check_name(name)
     server_url = canonical(url)
     client_secret = ask("Client secret") if client_secret_prompt else secret("client_secret", client_secret_file)
     session.screen.say(f"Logging in to {name} at {server_url}")
@@ -68,9 +84,17 @@ def auth(
         login_seconds=timeout,
     )
     oauth.authorize(force=force)
+    _compare(session, server_url, client_id, issuer)
     _rename(session, name, server_url)
     fresh = "logged-in" in session.noticed
     return _shown(session, Target(name, server_url), "Logged in to {}" if fresh else "Already logged in to {}")
+
+
+def _check_name(name: str) -> None:
+    if "://" in name:
+        raise CommandError(Exit.USAGE, f"{name} is a URL, and no name", "the name comes first: mcp-oauth auth NAME URL")
+    if not clean(name).strip():
+        raise CommandError(Exit.USAGE, "the name is empty", "give any name: mcp-oauth auth NAME URL")
 
 
 def _rename(session: Session, name: str, server_url: str) -> None:
@@ -78,6 +102,18 @@ def _rename(session: Session, name: str, server_url: str) -> None:
     if before is not None and before != server_url:
         session.screen.say(f"{name} was {before} until now; what was granted there is still kept under that URL")
     session.manager.bind(name, server_url)
+
+
+def _compare(session: Session, url: str, client_id: str | None, issuer: str | None) -> None:
+    """Say what is not as it was asked for: the server decides where logins are, and what clients it takes."""
+    grant = session.grant(url)
+    if grant is None:
+        return
+    if issuer not in (None, grant.issuer):
+        session.screen.insist(f"Note: the server does not name {issuer}, so the login is at {clean(grant.issuer)}")
+    used = grant.registration.client_id
+    if client_id not in (None, used):
+        session.screen.insist(f"Note: no client metadata documents are taken there, so the client is {clean(used)}")
 
 
 def _scopes(given: Iterable[str]) -> tuple[str, ...] | None:
@@ -104,18 +140,18 @@ def _client(client_id: str | None, secret: str | None, issuer: str | None, redir
 # --- Looking ----------------------------------------------------------------------------------------------------------
 
 
-@click.command("list")
+@click.command("list", short_help="List all servers.")
 @shared
 def list_(session: Session) -> Exit:
     """List all servers: those with a name, and those that programs logged in to."""
     entries = session.manager.list_servers()
-    document = {"servers": [views.entry_document(entry) for entry in entries]}
+    document = {"servers": [{**views.entry_document(entry), "key": entry.key} for entry in entries]}
     empty = "No logins yet: mcp-oauth auth NAME URL"
     session.screen.show_table(document, views.COLUMNS, [views.entry_row(entry) for entry in entries], empty)
     return Exit.DONE
 
 
-@click.command()
+@click.command(short_help="Show what is known of the login at NAME.")
 @name_argument
 @shared
 def get(session: Session, name: str) -> Exit:
@@ -135,7 +171,7 @@ def _shown(session: Session, target: Target, headline: str) -> Exit:
 # --- Trying -----------------------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="Make a real MCP call to NAME.")
 @name_argument
 @url_option
 @login_option
@@ -196,7 +232,8 @@ def _connected(
         if login:
             oauth.authorize()
     library = installed().library
-    with _told(library, target.url, seconds), library.Client(follow_redirects=False, **credentials) as client:
+    credentials |= {"follow_redirects": False, "mounts": DIRECT}
+    with _told(library, target.url, seconds), library.Client(**credentials) as client:
         connection = Connection(client, target.url, seconds=seconds)
         try:
             yield connection
@@ -221,28 +258,32 @@ def _told(library: Any, url: str, seconds: float) -> Generator[None]:
 # --- Ending -----------------------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="Revoke the tokens of NAME, and forget them here.")
 @name_argument
 @url_option
 @shared
 def logout(session: Session, name: str, url: str | None) -> Exit:
     """Revoke the tokens of NAME at its server, and forget them here, whatever the server says."""
     target = session.target(name, url)
-    if session.entry(target) is None:
+    entry = session.entry(target)
+    if entry is None:
         raise unknown(target.title)
-    told = session.oauth(target.url).logout() if target.url else None
+    told = session.oauth(target.url).logout() if target.url else LoggedOut()
     if target.name is not None:
         session.manager.delete_tokens(target.name)
-    document = views.logout_document(target, told)
-    session.screen.show(document, f"Logged out of {target.title}", views.logout_fields(document))
-    return Exit.DONE if document["confirmed"] else Exit.NOT_REVOKED
+    document = views.logout_document(target, entry, told)
+    session.screen.show(document, f"Logged out of {target.title}", views.logout_fields(document, entry))
+    return Exit.NOT_REVOKED if document["confirmed"] is False else Exit.DONE
 
 
-@click.command()
+@click.command(short_help="Forget NAME here only; no server is told.")
 @name_argument
 @shared
 def clear(session: Session, name: str) -> Exit:
-    """Forget NAME here only: its server is not told, and its tokens stay valid there. Nothing may be there already."""
+    """Forget NAME here only: its server is not told, and its tokens stay valid there.
+
+    Where nothing is kept for it, that is well, too.
+    """
     known = "://" in name or session.manager.server_url(name) is not None
     target = session.target(name) if known else Target(name, None)
     cleared = session.entry(target) is not None

@@ -27,7 +27,7 @@ class Exit(IntEnum):
 MEANINGS: Mapping[Exit, str] = {
     Exit.DONE: "done",
     Exit.FAILED: "a server refused, or answered what it should not",
-    Exit.USAGE: "the command line, an option or a setting cannot be",
+    Exit.USAGE: "the command line, an option or a setting is wrong",
     Exit.LOGIN: "a person must log in first, or did not finish",
     Exit.UNKNOWN: "there is no server of that name",
     Exit.STORE: "the store cannot be used",
@@ -46,13 +46,16 @@ _OF_FAULT: Mapping[Fault, Exit] = {
 }
 
 _CURES: Mapping[Reason, str] = {
-    Reason.AUTHORIZATION_REQUIRED: "log in with: mcp-oauth auth NAME URL",
+    Reason.SERVER_UNAVAILABLE: "check the URL and the network, or try again later; nothing was discarded",
+    Reason.REGISTRATION_REFUSED: "see what the server says; if it admits known clients only, register one there by "
+    "hand, then log in with --client-id",
+    Reason.AUTHORIZATION_REQUIRED: "repeat it with --login, or log in with: mcp-oauth auth NAME URL --force",
     Reason.LOGGED_OUT: "log in with: mcp-oauth auth NAME URL",
     Reason.CLIENT_INFORMATION_NEEDED: "the server registers no clients by itself: register one there by hand, then "
     "log in with --client-id",
     Reason.CLIENT_OF_ANOTHER_ISSUER: "register a client at the authorization server that the server names now, then "
     "log in with --client-id and --issuer",
-    Reason.USER_UNAVAILABLE: "see the message; --no-browser lets you paste the address",
+    Reason.USER_UNAVAILABLE: "see the message; --redirect-port takes another port, --no-browser needs none",
     Reason.LOGIN_TIMED_OUT: "nobody answered in the browser: try again, with a longer --timeout if need be",
     Reason.LOGIN_HELD_BACK: "a login was denied or did not help within the last 10 minutes: mcp-oauth auth asks again",
     Reason.STEP_UP_DENIED: "these scopes were asked for before and not granted: mcp-oauth auth --scope asks again",

@@ -1,7 +1,7 @@
 """What the person or the pipe gets: results on standard output, progress and errors on standard error.
 
 A terminal gets aligned and coloured text; a pipe gets lines with tabs; `--json` gets one JSON document. Everything
-passes `clean` here, at the only door, so that no server can talk to the terminal.
+is cleaned here, at the only door, so that no server can talk to the terminal.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -25,9 +26,11 @@ from mcp_oauth.exceptions import OAuthError
 from mcp_oauth.sansio.messages import printable
 
 MOST = 4000
-"""Characters of one text that are shown; an authorization URL has a few hundred, or two thousand."""
+"""Characters of a peer's text that a person is shown. What the command says itself is never cut."""
 NARROW = 72
 """Columns below which a table becomes a list."""
+WIDEST = 100_000
+"""Columns: wider than any table, to measure it."""
 NOTHING = "-"
 """An empty cell."""
 
@@ -41,9 +44,9 @@ def clean(text: object) -> str:
 
 
 def clean_all(value: Any) -> Any:
-    """A document with all its texts cleaned."""
+    """A document with all its texts cleaned; whole, and with their line ends and tabs."""
     if isinstance(value, str):
-        return clean(value)
+        return "".join(c if c.isprintable() or c in "\n\t" else " " for c in value)
     if isinstance(value, dict):
         return {clean(name): clean_all(item) for name, item in cast("Any", value).items()}
     if isinstance(value, list | tuple):
@@ -91,7 +94,7 @@ class Screen:
     def insist(self, text: str) -> None:
         """What a person must be told to go on, `--quiet` or not."""
         for line in text.splitlines():
-            self._write(self._err, Text(clean(line)))
+            self._write(self._err, Text(printable(line, len(line))))
 
     def show(self, document: Mapping[str, Any], headline: str, fields: Fields) -> None:
         """A result: the document in JSON, else a headline (of a terminal) and the fields that are not None."""
@@ -113,10 +116,8 @@ class Screen:
         elif not self._out.is_terminal:
             for line in cells:
                 self._plain("\t".join(line))
-        elif self._out.width < NARROW:
-            self._list(columns, cells)
         else:
-            self._out.print(_table(columns, cells))
+            self._table(columns, cells)
 
     def failed(self, error: OAuthError | CommandError) -> None:
         """What went wrong, and what to do."""
@@ -125,7 +126,7 @@ class Screen:
             self._dump({"ok": False, "error": told})
             return
         self._write(self._err, Text.assemble(("Error: ", "bold red"), clean(told["message"])))
-        if isinstance(error, OAuthError):
+        if told["url"] is not None or told["status"] is not None:
             where = ", ".join(f"{name} {told[name]}" for name in ("stage", "url", "status") if told[name] is not None)
             self._write(self._err, Text.assemble(("Where: ", "dim"), clean(where)))
         self._write(self._err, Text.assemble(("What to do: ", "dim"), clean(told["cure"])))
@@ -146,6 +147,17 @@ class Screen:
                 self._write(self._out, Text.assemble((f"  {name:<{width}}  ", "dim"), value))
             else:
                 self._plain(f"{name}\t{value}")
+
+    def _table(self, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+        """A table, where its lines fit without a cut through a word."""
+        table = _table(columns, cells)
+        table.show_edge = not self._out.options.ascii_only
+        if self._out.width < max(
+            NARROW, Measurement.get(self._out, self._out.options.update(width=WIDEST), table).minimum
+        ):
+            self._list(columns, cells)
+        else:
+            self._out.print(table)
 
     def _list(self, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         for row in cells:
@@ -169,7 +181,8 @@ class LogToScreen(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One record; of a traceback every line."""
-        self._screen.insist(f"{record.levelname.lower()}: {self.format(record)}")
+        text = f"{record.levelname.lower()}: {self.format(record)}"
+        self._screen.insist("\n".join(clean(line) for line in text.splitlines()))
 
 
 def _console(*, stderr: bool) -> Console:
@@ -181,7 +194,8 @@ def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
     telling = [number for number, _ in enumerate(columns) if any(row[number] != NOTHING for row in cells)]
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for number in telling:
-        table.add_column(columns[number], overflow="fold")
+        words = any(" " in row[number] for row in cells)
+        table.add_column(columns[number], overflow="fold", no_wrap=not words)
     for row in cells:
         table.add_row(*(Text(row[number]) for number in telling))
     return table

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import sys
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
 from mcp_oauth.cli.failures import CommandError, Exit
 from mcp_oauth.cli.output import Screen
-from mcp_oauth.io.oauth import _LEVELS, Client
+from mcp_oauth.cli.places import FILES, Settings, make
+from mcp_oauth.io.oauth import LEVELS, Client
 from mcp_oauth.io.stacks import installed
 from mcp_oauth.sansio import uris
 from mcp_oauth.sansio.grant import Grant
 from mcp_oauth.sansio.plan import Dynamic, client_of
 from mcp_oauth.sansio.steps import Notice
 from mcp_oauth.store.base import Store, WrongPasswordError
-from mcp_oauth.store.choose import AutoStore, TokenStoreBackend, TokenStoreFactory
+from mcp_oauth.store.choose import AutoStore
 from mcp_oauth.token_manager import ServerEntry, TokenManager
 
 log = logging.getLogger("mcp_oauth")
@@ -28,24 +28,6 @@ CLIENT_NAME = "mcp-oauth"
 """How the consent page names this program."""
 ATTEMPTS = 3
 """How often a password is asked for."""
-
-_KEYRINGS = {"darwin": TokenStoreBackend.KEYCHAIN, "win32": TokenStoreBackend.CREDENTIAL_MANAGER}
-
-STORES = {
-    **{backend.value: backend for backend in TokenStoreBackend if backend is not TokenStoreBackend.MEMORY},
-    "file": TokenStoreBackend.ENCRYPTED_FILE,
-    "keyring": _KEYRINGS.get(sys.platform, TokenStoreBackend.SECRET_SERVICE),
-}
-"""What `--store` takes. Memory is none: it would end with the command."""
-
-
-class Settings(NamedTuple):
-    """What the shared options say."""
-
-    store: str = "auto"
-    store_dir: Path | None = None
-    password: str | None = None
-    account: str = ""
 
 
 class Target(NamedTuple):
@@ -66,22 +48,17 @@ class Session:
     """One run of the command."""
 
     def __init__(self, screen: Screen, settings: Settings) -> None:
+        """Raises `CommandError` and `StoreError` for a store that cannot be; it is made now, and opened when used."""
         self.screen = screen
         self.settings = settings
         self.noticed: set[str] = set()
-
-    @property
-    def backend(self) -> TokenStoreBackend:
-        """The kind of store that was asked for."""
-        return STORES[self.settings.store]
+        self._made = self._make(settings.password)  # while the environment has its secrets: `user_of` removes them
 
     @cached_property
     def store(self) -> Store:
         """The store; a person at a terminal is asked for its password. Raises `StoreError`."""
-        store = self._make(self.settings.password)
-        if self.backend not in (TokenStoreBackend.AUTO, TokenStoreBackend.ENCRYPTED_FILE):
-            return store
-        return self._unlocked(store) if self.settings.password is None and is_terminal() else store
+        asks = self.settings.backend in FILES and self.settings.password is None and is_terminal()
+        return self._unlocked(self._made) if asks else self._made
 
     @cached_property
     def manager(self) -> TokenManager:
@@ -101,7 +78,7 @@ class Session:
         return store
 
     def _make(self, password: str | None) -> Store:
-        return TokenStoreFactory.create(self.backend, token_dir=self.settings.store_dir, password=password)
+        return make(self.settings._replace(password=password))
 
     @property
     def settled_store(self) -> Store:
@@ -128,11 +105,8 @@ class Session:
         return target
 
     def entry(self, target: Target) -> ServerEntry | None:
-        """What the store lists of it."""
-        mine = [entry for entry in self.manager.list_servers() if entry.account == self.settings.account]
-        by_name = [entry for entry in mine if target.name is not None and entry.name == target.name]
-        by_url = [entry for entry in mine if target.url is not None and entry.server_url == target.url]
-        return next(iter(by_name + by_url), None)
+        """What is kept of it. Other records are not read: one that is broken is no obstacle."""
+        return self.manager.entry(target.name, target.url)
 
     def grant(self, url: str | None) -> Grant | None:
         """The grant in use."""
@@ -150,7 +124,7 @@ class Session:
 
     def _notice(self, notice: Notice) -> None:
         self.noticed.add(notice.name)
-        if not log.isEnabledFor(_LEVELS.get(notice.name, logging.INFO)):  # else the log says it
+        if not log.isEnabledFor(LEVELS.get(notice.name, logging.INFO)):  # else the log says it
             self.screen.say(f"- {notice.message}")
 
 
@@ -159,14 +133,15 @@ def canonical(url: str) -> str:
     found = uris.server_url(url)
     if found is None:
         cure = "give the absolute https URL of its MCP endpoint (http only for loopback)"
-        raise CommandError(Exit.USAGE, f"{url} is no server URL", cure)
+        raise CommandError(Exit.USAGE, f"{url} is not a server URL", cure)
     return found
 
 
 def unknown(name: str) -> CommandError:
     """There is no server of that name."""
     cure = "mcp-oauth list shows the names, mcp-oauth auth NAME URL adds one"
-    return CommandError(Exit.UNKNOWN, f"no server is called {name}", cure)
+    message = f"nothing is kept for {name}" if "://" in name else f"no server is called {name}"
+    return CommandError(Exit.UNKNOWN, message, cure)
 
 
 def is_terminal() -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from mcp_oauth.cli.failures import CommandError, Exit
-from mcp_oauth.cli.options import ask, option, secret, shared
+from mcp_oauth.cli.options import FILE, ask, secret, shared
+from mcp_oauth.cli.places import STORES
 from mcp_oauth.cli.session import Session
 from mcp_oauth.store.base import Conflict, Held, Saved, Store
 from mcp_oauth.store.choose import TokenStoreBackend, TokenStoreFactory
@@ -28,7 +29,8 @@ def store() -> None:
 @shared
 def where(session: Session) -> Exit:
     """Say which store is used, why, and which others there are."""
-    available = [backend.value for backend in TokenStoreFactory.get_available_backends()]
+    names = {backend: name for name, backend in STORES.items()}
+    available = [names[backend] for backend in TokenStoreFactory.get_available_backends()]
     document = {"store": session.store_name, "identity": session.settled_store.identity, "why": _why(session)}
     fields = [("Store", document["store"]), ("Where", document["identity"]), ("Why", document["why"])]
     fields.append(("Available", " ".join(available)))
@@ -37,7 +39,7 @@ def where(session: Session) -> Exit:
 
 
 def _why(session: Session) -> str:
-    if session.backend is not TokenStoreBackend.AUTO:
+    if session.settings.backend is not TokenStoreBackend.AUTO:
         return "asked for with --store or MCP_OAUTH_STORE"
     if isinstance(session.settled_store, EncryptedFileStore):
         return "no system keyring works here, so encrypted files are used (-v says more)"
@@ -96,8 +98,8 @@ def rekey(session: Session) -> Exit:
 
 
 @store.command()
-@option("--new-password-file", type=click.Path(path_type=Path), help="Holds the new password in its first line.")
-@option("--remove", is_flag=True, help="Keep the key in the folder from now on, with no password.")
+@click.option("--new-password-file", **FILE, help="Holds the new password in its first line.")
+@click.option("--remove", is_flag=True, help="Keep the key in the folder from now on, with no password.")
 @shared
 def password(session: Session, new_password_file: Path | None, remove: bool) -> Exit:
     """Set, change or remove the password of the encrypted files.

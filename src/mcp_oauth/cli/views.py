@@ -23,7 +23,9 @@ _STATES: Mapping[str, str] = {
     "refreshable": "expired, renewed at the next use",
     "expired": "expired: log in again",
     "logged out": "logged out",
+    "unreadable": "unreadable: of a newer version, or damaged",
 }
+"""The states, as people are told them."""
 _CLIENTS: Mapping[str, str] = {
     "preregistered": "registered by hand",
     "cimd": "client metadata document",
@@ -51,8 +53,8 @@ def entry_row(entry: ServerEntry) -> tuple[object, ...]:
     """The same as a line of a table."""
     return (
         entry.name,
-        entry.server_url,
-        entry.state,
+        entry.server_url or entry.key,
+        _STATES[entry.state],
         entry.expires_at and from_now(entry.expires_at),
         " ".join(entry.scopes or ()),
         dots(entry.last_four),
@@ -156,15 +158,17 @@ def test_fields(document: Document) -> Fields:
     )
 
 
-def logout_document(target: Target, told: LoggedOut | None) -> Document:
-    """What `logout` tells: what the servers said. None: no server was concerned."""
-    revoked = [] if told is None else [{"token": one.token, **_said(one.failure)} for one in told.revoked]
-    unregistered = [] if told is None else [_said(failure) for failure in told.unregistered]
+def logout_document(target: Target, entry: ServerEntry, told: LoggedOut) -> Document:
+    """What `logout` tells: what was there before, and what the servers said. `confirmed` is None if none was asked."""
+    revoked = [{"token": one.token, **_said(one.failure)} for one in told.revoked]
+    unregistered = [_said(failure) for failure in told.unregistered]
+    asked = bool(revoked) and not _by_hand(entry)
+    failed = not all(one["ok"] for one in (*revoked, *unregistered))
     return {
         "name": target.name,
         "server_url": target.url,
         "cleared": True,
-        "confirmed": all(one["ok"] for one in (*revoked, *unregistered)),
+        "confirmed": False if failed else True if asked else None,
         "revoked": revoked,
         "unregistered": unregistered,
     }
@@ -174,12 +178,25 @@ def _said(failure: Failure | None) -> Document:
     return {"ok": failure is None, "message": None if failure is None else failure.message}
 
 
-def logout_fields(document: Document) -> Fields:
+def _by_hand(entry: ServerEntry) -> bool:
+    """Its tokens were saved by hand: which server could revoke them is not known."""
+    return entry.issuer is None and entry.state != "logged out"
+
+
+def logout_fields(document: Document, entry: ServerEntry) -> Fields:
     """The same as lines."""
     tokens = [(one["token"].replace("_", " ").capitalize(), _told(one, "revoked")) for one in document["revoked"]]
     clients = [("Client", _told(one, "registration deleted")) for one in document["unregistered"]]
-    silent = [("Server", "not told: there was no token, or it has no revocation endpoint")]
-    return (("Here", "forgotten"), *(tokens or silent), *clients)
+    silent = [("Server", _untold(entry))] if _by_hand(entry) or not tokens else []
+    return (("Here", "forgotten"), *tokens, *silent, *clients)
+
+
+def _untold(entry: ServerEntry) -> str:
+    """Why no server was told of the tokens that were shown."""
+    if entry.state == "logged out":
+        return "not told: there was no token"
+    reason = "tokens saved by hand are" if _by_hand(entry) else "it has no revocation endpoint, so the tokens are"
+    return f"not told: {reason} valid there until they expire"
 
 
 def _told(one: Document, done: str) -> str:
