@@ -157,7 +157,17 @@ base64url, sha256 = challenge, lambda text: text
         before="import secrets\nfrom mcp_oauth.sansio.values import Seed",
         after='assert len(state) == len(Seed(secrets.token_bytes(32)).text("state"))',
     ),
-    1114: Case(before="from mcp_oauth import MCPOAuthClient", after="await client.discover_authorization_server()"),
+    1114: Case(
+        before="from mcp_oauth import ConfigurationError, MCPOAuthClient",
+        after="""
+await client.discover_authorization_server()
+try:
+    await client.authorize()
+except ConfigurationError as error:
+    print(error)
+""",
+        says=("no browser finds back from myapp://oauth/callback to this program; pass user=",),
+    ),
     1152: Case(after="assert issubclass(TokenStorageError, OAuthError)"),
     1176: Case(
         before=f"{HANDLER}\nfrom mcp_oauth.exceptions import *",
@@ -188,7 +198,7 @@ await client.revoke_token(old_tokens.refresh_token)
         before=LOGGED_IN,
         after="assert tokens.access_token",
         instead={"ensure_authenticated_mcp(...)": 'ensure_authenticated_mcp("my-server", "$server")'},
-        because="the arguments are left out",
+        because="the arguments are left out (the retries: TestTrouble in tests/integration/test_renewal_real.py)",
     ),
     1285: Case(
         before='from mcp_oauth import OAuthHandler\nserver_url = "$server"',

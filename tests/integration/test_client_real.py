@@ -249,7 +249,7 @@ class TestAtOidcProvider:
 
     def test_a_registration_that_is_refused(self, client: MCPOAuthClient) -> None:
         with pytest.raises(RegistrationError) as refused:
-            run(client.register_client(redirect_uris=["http://127.0.0.1/callback", "http://mallory.example/"]))
+            run(client.register_client(redirect_uris=["http://127.0.0.1/callback", "https://localhost/callback"]))
         assert (refused.value.oauth_error, refused.value.status) == ("invalid_redirect_uri", 400)
 
 

@@ -42,7 +42,7 @@ def close(sockets: list[socket.socket]) -> None:
 @pytest.mark.parametrize(
     ("host", "addresses"),
     [("127.0.0.1", {"127.0.0.1"}), ("[::1]", {"::1"}), ("localhost", {"127.0.0.1", "::1"})],
-    ids=named("FN-38"),
+    ids=["FN-38-127.0.0.1", "FN-38-[::1]", "FN-38-localhost"],
 )
 def test_each_host_is_bound_on_its_own_addresses_only(host: str, addresses: set[str]) -> None:
     sockets = bind(host)

@@ -73,7 +73,7 @@ def core_values() -> Iterator[type[Value]]:
     known: list[type[Value]] = [Value]
     for kind in known:
         known += kind.__subclasses__()
-    return (kind for kind in known if kind.__module__.startswith("mcp_oauth."))
+    return (kind for kind in known if kind.__module__.startswith(sansio.__name__))
 
 
 def is_secret(hint: Any) -> bool:

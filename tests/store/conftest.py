@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import keyring.backend
+import keyring.core
 import pytest
 
 from mcp_oauth.store.base import Store
@@ -39,7 +41,9 @@ def secret_service_bus() -> Iterator[secret_service.SecretService]:
 
 @pytest.fixture
 def session_bus(secret_service_bus: secret_service.SecretService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real gnome-keyring is the keyring of this process and of those that it starts."""
+    """The real gnome-keyring is the keyring of this process and of those that it starts, whatever was found before."""
+    monkeypatch.setattr(keyring.core, "_keyring_backend", None)
+    monkeypatch.delitem(vars(keyring.backend.get_all_keyring), "saved_result", raising=False)
     for name, value in secret_service_bus.environment.items():
         monkeypatch.setenv(name, value)
 
