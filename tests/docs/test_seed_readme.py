@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +20,8 @@ from threading import Thread
 
 import pytest
 
+from mcp_oauth.store.base import WrongPasswordError
+from mcp_oauth.store.encrypted_file import EncryptedFileStore
 from tests.docs.blocks import Block, blocks
 from tests.docs.seed_cases import NOT_PYTHON, PYTHON, SHELL, Case, filled, program
 from tests.servers import openbao, secret_service
@@ -135,6 +139,38 @@ def test_python_block(
     )
     assert done.returncode == 0, done.stderr
     says(done.stdout + done.stderr, case, values)
+
+
+def test_encrypted_file_as_described(tmp_path: Path) -> None:
+    """Line 1064 and "Storage Security Features"; where it is another way here, docs/migrating.md says so."""
+    store = EncryptedFileStore(tmp_path / "tokens", password="my-password", kdf="pbkdf2")
+    for revision, expected in (("r1", None), ("r2", "r1")):
+        store.save("my-server", b"a token", revision=revision, expected=expected)
+        (file,) = store_files(tmp_path, "*.enc")
+        sealed = file.read_bytes()
+        assert b"a token" not in sealed
+        assert b"my-server" not in sealed
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    (header,) = store_files(tmp_path, "store.json")
+    derived = json.loads(header.read_bytes())["kdf"]
+    assert (derived["type"], derived["iterations"]) == ("Pbkdf2", 600_000)
+    with pytest.raises(WrongPasswordError):
+        EncryptedFileStore(tmp_path / "tokens", password="another").load("my-server")
+
+
+def test_each_record_has_a_salt_and_a_nonce_of_its_own(tmp_path: Path) -> None:
+    store = EncryptedFileStore(tmp_path / "tokens")
+    for name in ("one", "two"):
+        store.save(name, b"the same", revision="r1", expected=None)
+    first, second = (file.read_bytes() for file in store_files(tmp_path, "*.enc"))
+    salt, nonce = slice(49, 81), slice(81, 93)  # after magic, format, key id and slot: see `store.sealing`
+    assert first[salt] != second[salt]
+    assert first[nonce] != second[nonce]
+
+
+def store_files(home: Path, pattern: str) -> list[Path]:
+    return sorted((home / "tokens").glob(pattern))
 
 
 @pytest.fixture(scope="module")
