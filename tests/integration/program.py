@@ -158,6 +158,19 @@ async def acall(stacks: Any, auth: Any, url: str, tool: str = "whoami") -> Answe
         return _answer(await client.post(url, **_message(tool)))
 
 
+async def acalls(stacks: Any, auth: Any, url: str, count: int) -> list[Answer]:
+    """The answers to so many tasks that all call."""
+    answers: list[Answer] = []
+
+    async def one() -> None:
+        answers.append(await acall(stacks, auth, url))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(one)
+    return answers
+
+
 def _answer(response: Any) -> Answer:
     return Answer(response.status_code, response.text)
 

@@ -25,7 +25,7 @@ from tests.integration.program import (
     Answer,
     Person,
     Program,
-    acall,
+    acalls,
     expire,
     grant_in,
     locked,
@@ -157,21 +157,9 @@ class TestOneRenewal:
     def test_of_fifty_tasks(self, scene: Scene) -> None:
         scene.expire()
         here = scene.here()
-        assert all(map(served, anyio.run(_tasks, here)))
+        assert all(map(served, anyio.run(acalls, httpx2, here.oauth, here.url, TASKS)))
         assert here.traffic == ["refresh_token"]
         assert scene.renewals() == ONE
-
-
-async def _tasks(here: Program) -> list[Answer]:
-    answers: list[Answer] = []
-
-    async def one() -> None:
-        answers.append(await acall(httpx2, here.oauth, here.url))
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(TASKS):
-            tasks.start_soon(one)
-    return answers
 
 
 class TestALockThatIsLost:

@@ -27,7 +27,7 @@ from tests.integration.program import (
     Peer,
     Person,
     Program,
-    acall,
+    acalls,
     expire,
     grant_in,
     locked,
@@ -182,20 +182,8 @@ def _share(caller: Program, share: int) -> list[Callable[[], list[Answer]]]:
     way = caller.stack.split("-")[1]
     if way == "sync":
         return [lambda: [caller.call()]] * share
-    return [lambda: anyio.run(_tasks, caller, share, backend=way)]
-
-
-async def _tasks(caller: Program, share: int) -> list[Answer]:
-    answers: list[Answer] = []
-    stacks = importlib.import_module(caller.stack.split("-")[0])
-
-    async def one() -> None:
-        answers.append(await acall(stacks, caller.oauth, caller.url))
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(share):
-            tasks.start_soon(one)
-    return answers
+    stack = importlib.import_module(caller.stack.split("-")[0])
+    return [lambda: anyio.run(acalls, stack, caller.oauth, caller.url, share, backend=way)]
 
 
 class TestTrouble:

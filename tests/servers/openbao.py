@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import httpx
 
-from tests.servers.process import START_LIMIT, STOP_LIMIT, missing
+from tests.servers.process import START_LIMIT, missing, stop
 from tests.servers.redis_server import free_port
 
 ROOT_TOKEN = "the root token"
@@ -76,7 +76,7 @@ def serving() -> Generator[OpenBao]:
         try:
             yield _ready(child, f"http://127.0.0.1:{port}", log)
         finally:
-            _end(child)
+            stop(child)
 
 
 def _start(port: int, log: IO[str]) -> subprocess.Popen[str]:
@@ -106,12 +106,3 @@ def _serves(bao: OpenBao) -> bool:
         return bao.ask("GET", "secret/config") != {}
     except httpx.HTTPError:
         return False
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    child.terminate()
-    try:
-        child.wait(STOP_LIMIT)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()

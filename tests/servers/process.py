@@ -37,7 +37,7 @@ def running(command: Sequence[str], settings: Mapping[str, str]) -> Generator[di
         try:
             yield _ready(child, errors)
         finally:
-            _end(child)
+            stop(child)
 
 
 def _ready(child: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:
@@ -56,7 +56,10 @@ def _ready(child: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:
     raise RuntimeError(f"server did not start: {child.args!r}\n{errors.read()}")
 
 
-def _end(child: subprocess.Popen[str]) -> None:
+def stop(child: subprocess.Popen[Any]) -> None:
+    """End a process that we started, and let go of its pipes."""
+    if child.stdin is not None:
+        child.stdin.close()
     child.terminate()
     try:
         child.wait(STOP_LIMIT)
@@ -64,5 +67,5 @@ def _end(child: subprocess.Popen[str]) -> None:
         child.kill()
         child.wait()
     finally:
-        assert child.stdout is not None
-        child.stdout.close()
+        if child.stdout is not None:
+            child.stdout.close()

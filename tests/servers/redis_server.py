@@ -18,7 +18,7 @@ from typing import Any
 
 import redis
 
-from tests.servers.process import START_LIMIT, STOP_LIMIT, missing
+from tests.servers.process import START_LIMIT, missing, stop
 
 SAFE = {"appendonly": "yes", "appendfsync": "always", "save": ""}
 """What a Redis needs so that it loses nothing."""
@@ -52,7 +52,7 @@ def serving(
             folder = Path(undo.enter_context(tempfile.TemporaryDirectory()))
         port = port or free_port()
         child = _start(folder, port, {**SAFE, **(settings or {})})
-        undo.callback(_end, child)
+        undo.callback(stop, child)
         _wait(child, folder, port)
         yield Redis(f"redis://127.0.0.1:{port}/0", port, child.pid)
 
@@ -85,12 +85,3 @@ def _wait(child: subprocess.Popen[bytes], folder: Path, port: int) -> None:
                 return
         time.sleep(0.005)
     raise RuntimeError(f"Redis did not start: {(folder / 'log').read_text()}")
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.terminate()
-    try:
-        child.wait(STOP_LIMIT)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.servers.process import START_LIMIT, STOP_LIMIT, missing
+from tests.servers.process import START_LIMIT, missing, stop
 
 if TYPE_CHECKING:
     import secretstorage
@@ -109,7 +109,7 @@ def serving() -> Generator[SecretService]:
 
         def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
             child = subprocess.Popen(command, env=surroundings, stdin=subprocess.PIPE, stdout=log, stderr=log)
-            undo.callback(_end, child)
+            undo.callback(stop, child)
             return child
 
         start([bus, f"--config-file={config}", "--nofork"])
@@ -141,14 +141,3 @@ def _wait(ready: Callable[[], bool], folder: Path) -> None:
         if time.monotonic() > end:
             raise RuntimeError(f"the keyring did not start:\n{(folder / 'log').read_text()}")
         time.sleep(0.005)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    assert child.stdin is not None
-    child.stdin.close()
-    child.terminate()
-    try:
-        child.wait(STOP_LIMIT)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()

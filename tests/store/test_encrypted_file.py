@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from mcp_oauth.store import locks, sealing
+from mcp_oauth.store import locks
 from mcp_oauth.store.base import (
     DamagedError,
     NewerFormatError,
@@ -30,6 +30,7 @@ from mcp_oauth.store.base import (
 )
 from mcp_oauth.store.encrypted_file import EncryptedFileStore, default_folder
 from tests.servers.process import missing
+from tests.store.damage import DAMAGE
 from tests.store.files import CALLS, FILE, LOCK, NOBODY, ROOT, SAVE, contents, leftovers, place, put, take
 from tests.store.peer import ALONE, Peer, Recipe, Step, text
 
@@ -47,36 +48,6 @@ def recipe(folder: Path) -> Recipe:
 
 
 # Damage to records.
-
-
-def flipped(position: int) -> Callable[[bytes], bytes]:
-    def flip(data: bytes) -> bytes:
-        changed = bytearray(data)
-        changed[position] ^= 1
-        return bytes(changed)
-
-    return flip
-
-
-DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "is cut short"),
-    "cut-in-the-magic": (lambda data: data[:5], "is cut short"),
-    "cut-in-the-head": (lambda data: data[:50], "is cut short"),
-    "cut-in-the-revision": (lambda data: data[:102], "is cut short"),
-    "cut-by-a-byte": (lambda data: data[:-1], "is cut short"),
-    "longer": (lambda data: data + b"x", "was altered"),
-    "flipped-slot": (flipped(20), "was altered"),
-    "flipped-salt": (flipped(60), "was altered"),
-    "flipped-nonce": (flipped(85), "was altered"),
-    "flipped-revision": (flipped(102), "was altered"),
-    "flipped-value": (flipped(110), "was altered"),
-    "flipped-tag": (flipped(-1), "was altered"),
-    "foreign": (lambda data: b'{"access_token":"hunter2"}' * 9, "is no record of mcp_oauth"),
-    "another-store": (
-        lambda data: sealing.seal(sealing.new_key(), sealing.Record("key", "r1", b"hunter2")),
-        "was sealed by another store",
-    ),
-}
 
 
 @pytest.mark.parametrize(("change", "why"), DAMAGE.values(), ids=[f"FN17-{label}" for label in DAMAGE])

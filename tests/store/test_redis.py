@@ -31,6 +31,7 @@ from mcp_oauth.store.lease import LEASE_SECONDS, elapsed
 from mcp_oauth.store.redis import RedisStore
 from tests.servers import redis_server
 from tests.servers.redis_server import Redis
+from tests.store.damage import DAMAGE
 from tests.store.redises import CALLS, KEY, READING, any_call, contents, header_of, place, put, take
 
 
@@ -276,30 +277,6 @@ def test_a_holders_name_cannot_play_with_the_terminal(redis_at: Redis, prefix: s
 
 
 # Damage.
-
-
-def flipped(position: int) -> Callable[[bytes], bytes]:
-    def flip(data: bytes) -> bytes:
-        changed = bytearray(data)
-        changed[position] ^= 1
-        return bytes(changed)
-
-    return flip
-
-
-DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "is cut short"),
-    "cut": (lambda data: data[:-1], "is cut short"),
-    "longer": (lambda data: data + b"x", "was altered"),
-    "flipped-slot": (flipped(20), "was altered"),
-    "flipped-revision": (flipped(102), "was altered"),
-    "flipped-value": (flipped(-20), "was altered"),
-    "foreign": (lambda data: b'{"access_token":"hunter2"}' * 9, "is no record of mcp_oauth"),
-    "another-store": (
-        lambda data: sealing.seal(sealing.new_key(), sealing.Record("key", "r1", b"hunter2")),
-        "was sealed by another store",
-    ),
-}
 
 
 @pytest.mark.parametrize(("change", "why"), DAMAGE.values(), ids=[f"FN17-{label}" for label in DAMAGE])

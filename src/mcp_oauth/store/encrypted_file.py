@@ -90,7 +90,7 @@ class EncryptedFileStore:
         `NewerFormatError` and `UnsafePlaceError` having changed nothing.
         """
         with locks.told(self._folder):
-            return _stored(self._current(_slot(key)))
+            return sealing.stored(self._current(_slot(key)))
 
     def save(self, key: str, value: bytes, *, revision: str, expected: str | None) -> Saved | Conflict:
         """Compare-and-swap by revision; durable if the file system can make a rename durable.
@@ -100,7 +100,7 @@ class EncryptedFileStore:
         with locks.told(self._folder):
             slot = _slot(key)
             with self._guard(slot) as store_key:
-                there = _stored(self._inspect(slot, store_key))
+                there = sealing.stored(self._inspect(slot, store_key))
                 if (there and there.revision) != expected:
                     return Conflict(there)
                 sealed = sealing.seal(store_key, sealing.Record(key, revision, value))
@@ -324,10 +324,6 @@ def default_folder() -> Path:
 
 def _slot(key: str) -> str:
     return sealing.slot_of(key).hex()
-
-
-def _stored(record: sealing.Record | None) -> Stored | None:
-    return None if record is None else Stored(record.value, record.revision)
 
 
 def _here() -> tuple[int, int]:

@@ -131,7 +131,7 @@ class KeyringStore:
         """
         place = self._place(key)
         with self._told():
-            return _stored(self._run(lambda items: self._current(items, place)))
+            return sealing.stored(self._run(lambda items: self._current(items, place)))
 
     def save(self, key: str, value: bytes, *, revision: str, expected: str | None) -> Saved | Conflict:
         """Compare-and-swap by revision; as durable as the keyring is, which does not say.
@@ -144,7 +144,7 @@ class KeyringStore:
         def swap(items: Items) -> Saved | Conflict:
             with self._guard():
                 found = _inspect(items, place)
-                there = _stored(found and found.record)
+                there = sealing.stored(found and found.record)
                 if (there and there.revision) != expected:
                     return Conflict(there)
                 self._list(items, place.slot)
@@ -263,10 +263,6 @@ def default_lock_folder() -> Path:
 def _key(service: str, what: str) -> sealing.StoreKey:
     digest = hashlib.sha256(f"mcp_oauth keyring {what} of {service}".encode("utf-8", "surrogatepass")).digest()
     return sealing.StoreKey(id=hashlib.sha256(digest).digest()[:8], key=digest)
-
-
-def _stored(record: sealing.Record | None) -> Stored | None:
-    return None if record is None else Stored(record.value, record.revision)
 
 
 def _slots(index: sealing.Record | None) -> tuple[bytes, ...]:

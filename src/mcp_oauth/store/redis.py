@@ -188,7 +188,7 @@ class RedisStore:
         `WrongPasswordError`, `NewerFormatError`, `UnsafePlaceError`, and `UnavailableError` where nobody answers.
         """
         with self._told():
-            return _stored(self._see(_slot(key)).record)
+            return sealing.stored(self._see(_slot(key)).record)
 
     def save(self, key: str, value: bytes, *, revision: str, expected: str | None) -> Saved | Conflict:
         """Compare-and-swap by revision; durable if the server writes and flushes each change before it answers.
@@ -199,7 +199,7 @@ class RedisStore:
             slot = _slot(key)
             for _ in range(ROUNDS):
                 seen = self._see(slot)
-                there = _stored(seen.record)
+                there = sealing.stored(seen.record)
                 if (there and there.revision) != expected:
                     return Conflict(there)
                 if self._swap(slot, seen, sealing.Record(key, revision, value)):
@@ -445,10 +445,6 @@ def _client(options: Mapping[str, Any]) -> Any:
 
 def _slot(key: str) -> str:
     return sealing.slot_of(key).hex()
-
-
-def _stored(record: sealing.Record | None) -> Stored | None:
-    return None if record is None else Stored(record.value, record.revision)
 
 
 def _mark(key: sealing.StoreKey) -> bytes:

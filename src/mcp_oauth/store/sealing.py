@@ -35,7 +35,7 @@ from msgspec import Meta
 
 from mcp_oauth.sansio.values import SecretBytes, Value
 
-from .base import DamagedError, NewerFormatError, StoreError, WrongPasswordError
+from .base import DamagedError, NewerFormatError, Stored, StoreError, WrongPasswordError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -105,6 +105,11 @@ class Record(NamedTuple):
     name: str
     revision: str
     value: bytes
+
+
+def stored(record: Record | None) -> Stored | None:
+    """What a store says of a record: its name is known to whoever asked."""
+    return None if record is None else Stored(record.value, record.revision)
 
 
 Password = Callable[[], str]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -19,37 +18,10 @@ from tests.store.vaults import (
     CALLS,
     Clock,
     Make,
-    counted,
-    maker,
     policy,
     put,
     take,
 )
-
-
-@pytest.fixture
-def bao(openbao_server: OpenBao) -> OpenBao:
-    return openbao_server
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"test/{uuid4().hex}"
-
-
-@pytest.fixture
-def make(bao: OpenBao, prefix: str) -> Make:
-    return maker(bao, prefix)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-@pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return counted(monkeypatch)
 
 
 def revoke(bao: OpenBao, token: str) -> None:

@@ -44,33 +44,12 @@ from tests.store.vaults import (
     WRITING,
     Make,
     any_call,
-    maker,
     overwrite,
     place,
     policy,
     put,
     take,
 )
-
-
-@pytest.fixture
-def bao(openbao_server: OpenBao) -> OpenBao:
-    return openbao_server
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"test/{uuid4().hex}"
-
-
-@pytest.fixture
-def make(bao: OpenBao, prefix: str) -> Make:
-    return maker(bao, prefix)
-
-
-@pytest.fixture
-def store(make: Make) -> VaultStore:
-    return make()
 
 
 @pytest.fixture

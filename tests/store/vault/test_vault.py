@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -32,43 +31,11 @@ from tests.store.vaults import (
     Make,
     any_call,
     content,
-    counted,
-    maker,
     overwrite,
     place,
     put,
     take,
 )
-
-
-@pytest.fixture
-def bao(openbao_server: OpenBao) -> OpenBao:
-    return openbao_server
-
-
-@pytest.fixture
-def prefix() -> str:
-    return f"test/{uuid4().hex}"
-
-
-@pytest.fixture
-def make(bao: OpenBao, prefix: str) -> Make:
-    return maker(bao, prefix)
-
-
-@pytest.fixture
-def store(make: Make) -> VaultStore:
-    return make()
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-@pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return counted(monkeypatch)
 
 
 @pytest.fixture
