@@ -434,6 +434,7 @@ class World:
             revocation_auth_methods=self.pick(None, ("client_secret_post",), ("none",), ("tls",)),
             refused=spent if self.chance(15) else None,
             client_refused=self.chance(15),
+            unanswered=self.chance(15),
             refusals=self.pick(0, 2),
             next_attempt_at=self.now.wall + 3 if self.chance(10) else None,
         )

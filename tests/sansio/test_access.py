@@ -13,7 +13,7 @@ from mcp_oauth.sansio.errors import Reason, failure
 from mcp_oauth.sansio.grant import Token
 from mcp_oauth.sansio.steps import Answered, Await, Ensure, Ensured, Event, How, Misuse, NotEnsured, Proceed
 from tests.sansio.scripts import Line, each, play, secret, token
-from tests.sansio.walks import NOW, table
+from tests.sansio.walks import NOW, later, table
 from tests.sansio.worlds import Run
 
 FRESH = token(1, left=3000)
@@ -173,6 +173,13 @@ class TestAnswers:
 
 
 REFUSED = ("Proceed at1", UNAUTHORIZED)
+FOR_EVER = Ensured(token(2, expires_at=None), "renewed")
+TWICE: list[Line] = [
+    ("Ensure expiring", ensured(2, "renewed")),
+    ("Proceed at2", UNAUTHORIZED, 3000.0),
+    ("Ensure refused, unlike at2, never accepted", Ensured(token(3, left=9000), "renewed")),
+]
+"""Renewed, and once more because it ran out on its way."""
 
 
 class TestUnauthorized:
@@ -306,6 +313,11 @@ class TestUnauthorized:
                 EARLY,
                 "Ensure refused, unlike at1, never accepted",
             ),
+            "RULES-3.4-at-hand-since-our-login": (
+                [("Ensure expiring", ensured(1, "login")), REFUSED],
+                EARLY,
+                "Ensure refused, unlike at1, never accepted",
+            ),
             "RULES-3.4-a-peer-may-know-better": (
                 [("Ensure expiring", ensured(2, "stored")), ("Proceed at2", UNAUTHORIZED)],
                 EARLY,
@@ -319,6 +331,59 @@ class TestUnauthorized:
         },
     )
     def test_never_accepted(self, script: list[Line], at_hand: Token, need: str) -> None:
+        request(script, need, at_hand, never_accepted=True)
+
+    @table(
+        "script, at_hand, need",
+        {
+            "RULES-3.4-renewed-and-ran-out": (
+                [("Ensure expiring", ensured(2, "renewed")), ("Proceed at2", UNAUTHORIZED, 3000.0)],
+                EARLY,
+                "Ensure refused, unlike at2, never accepted",
+            ),
+            "RULES-3.4-renewed-and-about-to-run-out": (
+                [("Ensure expiring", ensured(2, "renewed")), ("Proceed at2", UNAUTHORIZED, 2999.9)],
+                EARLY,
+                "Ensure refused, unlike at2, never accepted, no renewal",
+            ),
+            "RULES-2.17-expires-in-absent": (
+                [("Ensure expiring", FOR_EVER), ("Proceed at2", UNAUTHORIZED, 1e9)],
+                EARLY,
+                "Ensure refused, unlike at2, never accepted, no renewal",
+            ),
+            "RULES-3.4-at-hand-and-ran-out": (
+                [("Proceed at1", UNAUTHORIZED, 3000.0)],
+                FRESH,
+                "Ensure refused, unlike at1, never accepted",
+            ),
+            "RULES-3.4-once-more-and-no-oftener": (
+                [*TWICE, ("Proceed at3", UNAUTHORIZED, 9000.0)],
+                EARLY,
+                "Ensure refused, unlike at3, never accepted, no renewal",
+            ),
+            "RULES-3.4-the-second-one-was-refused-while-it-lived": (
+                [*TWICE, ("Proceed at3", UNAUTHORIZED)],
+                EARLY,
+                "Ensure refused, unlike at3, never accepted, no renewal",
+            ),
+            "RULES-3.5-more-scopes-and-ran-out": (
+                [("Ensure expiring", ensured(2, "renewed")), ("Proceed at2", forbidden("b"), 3000.0)],
+                EARLY,
+                "Ensure scope, unlike at2, scopes b",
+            ),
+            "DESIGN-4.3-logged-in-once-though-it-ran-out": (
+                [
+                    ("Proceed at1", UNAUTHORIZED),
+                    ("Ensure *", ensured(2, "login")),
+                    ("Proceed at2", UNAUTHORIZED, 3000.0),
+                ],
+                FRESH,
+                "Finished",
+            ),
+        },
+    )
+    def test_ran_out_on_its_way(self, script: list[Line], at_hand: Token, need: str) -> None:
+        """The machine slept: a refusal by then says nothing against the grant, and it may be renewed once more."""
         request(script, need, at_hand, never_accepted=True)
 
     def test_rules_3_4_accepted_once(self) -> None:
@@ -454,25 +519,31 @@ def test_bound_reached() -> None:
     assert len(effects) == access.MOST_EFFECTS == 12
 
 
-def test_fn_6_the_most_under_an_eternal_401() -> None:
-    """Whatever the upkeep brings: four requests, one renewal, one login."""
-    most, allowed = 0, set[tuple[bool, bool]]()
-    todo = [(begin(FRESH, now=NOW), 2, 0)]
+@table(
+    "passed, most, renewals",
+    {"FN-6-at-once": (0.0, 4, 1), "RULES-3.4-each-token-runs-out-on-its-way": (3000.0, 5, 2)},
+)
+def test_the_most_under_an_eternal_401(passed: float, most: int, renewals: int) -> None:
+    """Whatever the upkeep brings: one newer token, one login, and a renewal more only if time has passed."""
+    sent, renewed, allowed = 0, 0, set[tuple[bool, bool]]()
+    todo = [(begin(FRESH, now=NOW), 2, 0, 0)]
     while todo:
-        step, n, sent = todo.pop()
-        most = max(most, sent)
+        step, n, requests, renewals_of_it = todo.pop()
+        sent, renewed = max(sent, requests), max(renewed, renewals_of_it)
         if not isinstance(step, Await):
             continue
         if isinstance(step.effect, Proceed):
-            todo.append((access.advance(step.state, UNAUTHORIZED, now=NOW), n, sent + 1))
+            after = access.advance(step.state, UNAUTHORIZED, now=later(passed))
+            todo.append((after, n, requests + 1, renewals_of_it))
             continue
         assert isinstance(step.effect, Ensure)
         need = step.effect.need
         allowed.add((need.may_renew, need.may_login))
         ways: tuple[tuple[How, bool], ...] = (("stored", True), ("renewed", need.may_renew), ("login", need.may_login))
-        may = [how for how, allowed_now in ways if allowed_now]
-        todo += [(access.advance(step.state, ensured(n, how), now=NOW), n + 1, sent) for how in may]
-    assert most == 4
+        for how in (how for how, allowed_now in ways if allowed_now):
+            after = access.advance(step.state, ensured(n, how), now=NOW)
+            todo.append((after, n + 1, requests, renewals_of_it + (how == "renewed")))
+    assert (sent, renewed) == (most, renewals)
     assert allowed == {(True, True), (False, True)}
 
 

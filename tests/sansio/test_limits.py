@@ -53,6 +53,7 @@ class Process:
 
     def __init__(self, answers: str, *, life: float = 3600, refreshes: bool = True, stored: Record | None = None):
         self.answers, self.life, self.refreshes = answers, life, refreshes
+        self.takes = 0.05
         self.stored = stored
         self.now = NOW
         self.minted = 0
@@ -73,7 +74,7 @@ class Process:
 
     def _proceed(self) -> Event:
         self.count["requests"] += 1
-        self.now = Now(self.now.wall + 0.05, self.now.elapsed + 0.05)
+        self.wait(self.takes)
         status = int(self.answers.split()[0])
         return Answered(status, (f'Bearer error="insufficient_scope", scope="{self.answers[4:]}"',))
 
@@ -176,6 +177,47 @@ def test_rules_3_4_an_eternal_401_asks_for_one_login_in_10_minutes(life: float, 
             first.now, first.stored, first.minted = process.now, process.stored, process.minted
         first.wait(1)
     assert sum(process.count["logins"] for process in peers) == 2
+
+
+@each("refreshes", {"with-refresh-tokens": True, "without": False})
+def test_rules_3_4_neither_if_each_token_runs_out_on_its_way(refreshes: bool) -> None:
+    """A server that takes longer to refuse a token than it lives."""
+    process = Process("401", life=5, refreshes=refreshes)
+    process.takes = 6
+    while process.now.elapsed < NOW.elapsed + 1140:
+        process.request()
+    assert process.count["logins"] == 2
+
+
+class Sleeper(Process):
+    """A machine that sleeps while its first request is on the way: the server has not seen its token in time."""
+
+    def __init__(self, sleeps: float, stored: Record):
+        super().__init__("200", stored=stored)
+        self.minted, self.sleeps = 1, sleeps
+
+    def _proceed(self) -> Event:
+        if self.count["requests"]:
+            return super()._proceed()
+        self.count["requests"] += 1
+        self.wait(self.sleeps)
+        return Answered(401)
+
+
+def test_rules_3_4_a_token_renewed_before_the_machine_slept_is_renewed_once_more() -> None:
+    process = Sleeper(3600, record(OUTDATED))
+    assert process.request() == "Finished, accepted at3"
+    assert process.count == {"requests": 2, "runs": 2, "renewals": 2}
+
+
+@each("generation", {"logged-in": 0, "renewed": 1})
+def test_rules_3_4_a_short_token_that_was_never_accepted_is_renewed_after_the_machine_slept(generation: int) -> None:
+    """It was obtained a moment ago, and refused, and nobody holds that against its grant."""
+    one = grant(1, life=30, left=30, generation=generation, logged_in_at=NOW.wall)
+    process = Sleeper(40, record(one))
+    process.token, process.accepted, process.how = token_of(one), False, "renewed" if generation else "login"
+    assert process.request() == "Finished, accepted at2"
+    assert (process.count["renewals"], process.count["logins"]) == (1, 0)
 
 
 def test_spec_an_eternal_403_gives_one_step_up() -> None:

@@ -12,7 +12,7 @@ from mcp_oauth.sansio import login
 from mcp_oauth.sansio.attempt import HEARTBEAT, HOLD_BACK, TWO_LEG
 from mcp_oauth.sansio.authorization_code import PATIENCE
 from mcp_oauth.sansio.errors import Reason
-from mcp_oauth.sansio.grant import GrantRecord, LoginClaim, Registration, RegistrationRecord
+from mcp_oauth.sansio.grant import Grant, GrantRecord, LoginClaim, Registration, RegistrationRecord
 from mcp_oauth.sansio.login import MOST_POLLS, MOST_SAVES
 from mcp_oauth.sansio.plan import Plan
 from mcp_oauth.sansio.steps import (
@@ -57,42 +57,67 @@ from tests.sansio.logins import (
     run,
     theirs,
 )
-from tests.sansio.scripts import ELSEWHERE, ISSUER, KEY, SEED, SERVER, Line, each, grant, record, saved, unlike
+from tests.sansio.scripts import ELSEWHERE, ISSUER, KEY, SEED, SERVER, Line, each, grant, parent, record, saved, unlike
 from tests.sansio.walks import CANARY, LOST, NOW, answer, table, walk
 from tests.sansio.worlds import Run
+
+BUSY = record(login=theirs())
+OURS = LoginClaim(CLAIM, "pid 1 on host", NOW.wall + 60)
 
 
 class TestElsewhere:
     """RULES 4.13: somebody else is logging in."""
 
-    BUSY = record(login=theirs())
-
     def test_rules_4_13_its_result_is_taken(self) -> None:
         done = record(grant(3, left=3600), revision="r1")
-        played = run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Done stored at3", stored=self.BUSY)
+        played = run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Done stored at3", stored=BUSY)
         assert played.notices == ["login-elsewhere"]
 
     def test_rules_4_13_the_wait_is_told_once(self) -> None:
-        polls: list[Line] = [("Sleep 1", Woke()), ("Load", Loaded(self.BUSY))] * 2
-        assert run(polls, "Sleep 1", stored=self.BUSY).notices == ["login-elsewhere"]
+        polls: list[Line] = [("Sleep 1", Woke()), ("Load", Loaded(BUSY))] * 2
+        assert run(polls, "Sleep 1", stored=BUSY).notices == ["login-elsewhere"]
 
     @table(
         "need, token",
         {
-            "RULES-4.6-expired": (ASKED, {"left": 0.0}),
-            "RULES-4.6-in-its-leeway": (ASKED, {"left": 59.0}),
             "RULES-4.6-the-refused-one": (Need("refused", unlike(3)), {"left": 3600.0}),
+            "RULES-4.6-the-refused-one-has-run-out": (Need("refused", unlike(3)), {"left": 0.0}),
             "RULES-3.5-scopes-missing": (STEP_UP, {"left": 3600.0}),
+            "RULES-3.5-scopes-missing-and-run-out": (STEP_UP, {"left": 0.0}),
+            "RULES-4.2-run-out-and-dead": (ASKED, {"left": 0.0, "refused": parent(3)}),
+            "RULES-4.2-run-out-without-refresh-token": (ASKED, {"left": 0.0, "refresh_token": None}),
+            "RULES-4.3-run-out-and-of-another-plan": (ASKED, {"left": 0.0, "resource": None}),
+            "RULES-4.13-run-out-and-of-the-lineage-that-would-not-do": (ASKED, {"left": 0.0, "lineage": "lineage"}),
         },
     )
     def test_a_token_that_will_not_do(self, need: Need, token: dict[str, Any]) -> None:
-        done = record(grant(3, **token), revision="r1")
-        run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Save r1: * claim *", need=need, stored=self.BUSY)
+        before = record(grant(1), login=theirs())
+        done = record(grant(3, **{"lineage": "new", **token}), revision="r1")
+        run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Save r1: * claim *", need=need, stored=before)
+
+    @table(
+        "need, before, token",
+        {
+            "RULES-4.6-run-out": (ASKED, (), {"left": 0.0}),
+            "RULES-4.6-in-its-leeway": (ASKED, (), {"left": 59.0}),
+            "RULES-4.13-another-lineage-than-before": (ASKED, (grant(1),), {"left": 0.0}),
+            "RULES-3.5-with-the-scopes": (STEP_UP, (grant(1),), {"left": 0.0, "requested": ("a", "b")}),
+            "RULES-3.1-refused-another-one": (Need("refused", unlike(1)), (grant(1),), {"left": 0.0}),
+        },
+    )
+    def test_rules_4_13_what_has_run_out_since_is_renewed_without_a_browser(
+        self, need: Need, before: tuple[Grant, ...], token: dict[str, Any]
+    ) -> None:
+        """The login ends without a token: upkeep reads again."""
+        done = record(grant(3, lineage="new", **token), revision="r1")
+        waited: list[Line] = [("Sleep 1", Woke()), ("Load", Loaded(done))]
+        run(waited, "Done none", need=need, stored=record(*before, login=theirs()))
+        run([("Save r0: *", Conflict(done))], "Done none", need=need, stored=record(*before))
 
     def test_rules_3_5_a_token_with_the_scopes(self) -> None:
         for requested in (("a", "b"), ("b",)):
             done = record(grant(3, left=3600, requested=requested), revision="r1")
-            run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Done stored at3", need=STEP_UP, stored=self.BUSY)
+            run([("Sleep 1", Woke()), ("Load", Loaded(done))], "Done stored at3", need=STEP_UP, stored=BUSY)
 
     @table(
         "lineage, end",
@@ -118,7 +143,7 @@ class TestElsewhere:
     )
     def test_taken_over(self, claim: LoginClaim | None, end: str) -> None:
         after = record(login=claim, revision="r1")
-        run([("Sleep 1", Woke()), ("Load", Loaded(after), 1.0)], end, stored=self.BUSY)
+        run([("Sleep 1", Woke()), ("Load", Loaded(after), 1.0)], end, stored=BUSY)
 
     def test_rules_4_13_waits_six_minutes_at_most(self) -> None:
         forever = record(login=theirs(TWO_LEG))
@@ -126,11 +151,42 @@ class TestElsewhere:
         assert "pid 2 on host" in str(run(polls, "Failed login-elsewhere", stored=forever).end.error)
 
     def test_rules_4_10_the_store_fails(self) -> None:
-        run([("Sleep 1", Woke()), ("Load", FULL)], "Failed store-failed", stored=self.BUSY)
-        run([("Save *", FULL)], "Failed store-failed")
+        run([("Sleep 1", Woke()), ("Load", FULL)], "Failed store-failed", stored=BUSY)
+
+    @table(
+        "script, end",
+        {
+            "RULES-4.10-our-claim-stands": (
+                [("Load", Loaded(record(login=OURS, revision="r1"))), ("Save r1: claim *", Saved()), *DISCOVERED],
+                "Listen",
+            ),
+            "RULES-4.10-it-does-not": ([("Load", Loaded(None)), CLAIMED, *DISCOVERED], "Listen"),
+            "RULES-4.13-somebody-else-claimed": ([("Load", Loaded(BUSY))], "Sleep 1"),
+            "RULES-4.13-somebody-else-has-logged-in": (
+                [("Load", Loaded(record(grant(3, left=3600))))],
+                "Done stored at3",
+            ),
+            "RULES-4.11-it-fails-again": ([("Load", Loaded(None)), ("Save None: *", FULL)], "Failed store-failed"),
+            "RULES-4.11-it-fails-again-after-a-wait": (
+                [
+                    ("Load", Loaded(BUSY)),
+                    ("Sleep 1", Woke()),
+                    ("Load", Loaded(record())),
+                    ("Save r0: *", FULL),
+                    ("Load", Loaded(record())),
+                    ("Save r0: *", FULL),
+                ],
+                "Failed store-failed",
+            ),
+            "RULES-4.11-it-cannot-be-read": ([("Load", FULL)], "Failed store-failed"),
+        },
+    )
+    def test_a_claim_that_may_or_may_not_have_been_saved(self, script: list[Line], end: str) -> None:
+        """A lost answer is settled by reading, once in a row."""
+        saved(run([("Save None: claim *", FULL), *script], end))
 
     def test_rules_4_10_somebody_else_was_faster(self) -> None:
-        run([("Save None: claim *", Conflict(replace(self.BUSY, revision="r9")))], "Sleep 1")
+        run([("Save None: claim *", Conflict(replace(BUSY, revision="r9")))], "Sleep 1")
 
     def test_design_1_conflicts_without_end(self) -> None:
         run([("Save *", Conflict(record()))] * MOST_SAVES, "Failed store-contended")
@@ -174,19 +230,59 @@ class TestPersonTakesTime:
         run([*script, ("Save *", Saved())], "Done login at7")
 
     def test_rules_4_10_a_renewal_came_between(self) -> None:
+        """The same lineage as before: it will not do, and the person goes on."""
         renewed = record(grant(2, left=-1), login=LoginClaim(CLAIM, "", NOW.wall + 99), revision="r5")
         script = [*self.WAITED, ("Save *", Conflict(renewed)), *EXCHANGED, ("Save r5: *as(at7 rt7)", Saved())]
-        run(script, "Done login at7")
+        run(script, "Done login at7", stored=record(grant(1)))
 
-    def test_rules_4_13_somebody_else_took_over_and_has_logged_in(self) -> None:
-        done = record(grant(3, left=9999), revision="r5")
-        run([*self.WAITED, ("Save *", Conflict(done))], "Done stored at3")
+    @table(
+        "left, end", {"RULES-4.13-adopted": (9999.0, "Done stored at3"), "RULES-4.13-to-be-renewed": (0.0, "Done none")}
+    )
+    def test_somebody_else_took_over_and_has_logged_in(self, left: float, end: str) -> None:
+        run([*self.WAITED, ("Save *", Conflict(record(grant(3, left=left), revision="r5")))], end)
 
-    def test_rules_4_13_somebody_else_took_over(self) -> None:
-        """Whoever is faster wins; a login that fails leaves the other's claim alone."""
-        over = record(login=theirs(), revision="r5")
+    OVER = record(login=theirs(130), revision="r5")
+    TAKEN_OVER: tuple[Line, ...] = (*WAITED, ("Save *", Conflict(OVER)))
+
+    @each(
+        "ours", {"lasts": theirs(130), "lapsed": theirs(60), "RULES-4.14-of-a-clock-far-ahead": theirs(TWO_LEG + 101)}
+    )
+    def test_rules_4_13_somebody_else_took_over_and_ours_fails(self, ours: LoginClaim) -> None:
+        """A login that fails leaves the other's claim alone."""
+        over = record(login=ours, revision="r5")
         script = [*self.WAITED, ("Save *", Conflict(over)), ("OpenBrowser", refuse("access_denied"))]
         run(script, "Failed access-denied")
+
+    def test_rules_4_13_somebody_else_took_over_and_ours_is_faster(self) -> None:
+        run([*self.TAKEN_OVER, *EXCHANGED, ("Save r5: *as(at7 rt7)", Saved())], "Done login at7")
+
+    @table(
+        "until, at, then",
+        {
+            "RULES-4.13-it-lasts": (130.0, 129.9, "OpenBrowser"),
+            "RULES-4.13-it-lapsed": (130.0, 130.0, f"Save r5: claim {CLAIM}"),
+            "RULES-4.14-of-a-clock-far-ahead": (TWO_LEG + 130.1, 130.0, f"Save r5: claim {CLAIM}"),
+        },
+    )
+    def test_a_claim_of_whoever_took_over_is_not_overwritten(self, until: float, at: float, then: str) -> None:
+        over = record(login=theirs(until), revision="r5")
+        run([*self.WAITED, ("Save *", Conflict(over)), ("OpenBrowser", StillWaiting(), at)], then)
+
+    def test_rules_4_13_when_it_lapses_we_beat_again_and_see_whether_it_was_renewed(self) -> None:
+        lapsed: list[Line] = [("OpenBrowser", StillWaiting(), 125.0), ("OpenBrowser", StillWaiting(), 130.0)]
+        renewed = record(login=theirs(150), revision="r6")
+        script = [
+            *self.TAKEN_OVER,
+            *lapsed,
+            ("Save r5: claim *", Conflict(renewed)),
+            ("OpenBrowser", StillWaiting(), 135.0),
+        ]
+        run([*script, ("OpenBrowser", StillWaiting(), 150.0)], f"Save r6: claim {CLAIM}")
+
+    def test_rules_4_13_it_lapsed_and_the_claim_is_ours_again(self) -> None:
+        script = [*self.TAKEN_OVER, ("OpenBrowser", StillWaiting(), 130.0), (f"Save r5: claim {CLAIM}", Saved())]
+        played = run([*script, ("OpenBrowser", refuse("access_denied")), WITHDRAWN], "Failed access-denied")
+        assert records(played)[-1].login is None
 
     def test_rules_4_10_a_logout_came_between(self) -> None:
         run([*self.WAITED, ("Save *", Conflict(record(logged_out=True)))], "Failed logged-out")
@@ -214,7 +310,8 @@ class TestPersonTakesTime:
     def test_fn_30_nobody_comes_and_a_renewal_came_between(self) -> None:
         renewed = record(grant(2), login=LoginClaim(CLAIM, "", NOW.wall + 99), revision="r5")
         script = [*OPENED, ("OpenBrowser", StillWaiting(), 0.0), ("Save *", Conflict(renewed)), WITHDRAWN]
-        played = run(script, "Failed login-timed-out", plan=replace(PLAN, login_seconds=PATIENCE))
+        plan = replace(PLAN, login_seconds=PATIENCE)
+        played = run(script, "Failed login-timed-out", plan=plan, stored=record(grant(1)))
         assert records(played)[-1].no_login_before == NOW.wall + HOLD_BACK
 
 

@@ -109,6 +109,11 @@ def test_design_1_same_events_give_equal_steps_also_by_way_of_json(machine: Modu
         assert advance(machine, revived, event, now) == advance(machine, step, event, now) == after
 
 
+@every_machine
+def test_design_1_the_bound_stands_in_its_docstring(machine: ModuleType) -> None:
+    assert re.findall(r"[Aa]t most (\d+) effects", machine.__doc__ or "") == [str(machine.MOST_EFFECTS)]
+
+
 # --- 2. Misuse --------------------------------------------------------------------------------------------------------
 
 SAMPLES: dict[type[Any], Event] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, ItemsView, Iterator, Mapping, MutableMapping
@@ -51,6 +52,17 @@ class Stack(Protocol):
 # --- OAuth traffic ----------------------------------------------------------------------------------------------------
 
 
+_contexts: dict[Stack, Any] = {}
+_mutex = threading.Lock()
+
+
+def _default_context(stack: Stack) -> Any:
+    with _mutex:
+        if stack not in _contexts:
+            _contexts[stack] = stack.create_ssl_context()
+        return _contexts[stack]
+
+
 class Traffic:
     """How OAuth traffic is sent: by a client of its own, opened for one run of a machine and closed with it."""
 
@@ -83,7 +95,7 @@ class Traffic:
         if self._transport is not None:
             made["transport"] = self._transport()
         elif self._verify is None:
-            self._verify = self._stack.create_ssl_context()  # once: it reads some hundred certificates
+            self._verify = _default_context(self._stack)
         cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
         return self._stack.AsyncClient(
             verify=self._verify, proxy=self._proxy, cookies=cookies, follow_redirects=False, **made

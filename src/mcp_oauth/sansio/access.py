@@ -4,7 +4,7 @@
     Proceed -> Answered(401) -> Ensure -> Proceed -> Answered
 
 It holds no lock, and a request with a usable token waits for nothing. On 401 the order is: a newer stored token, one
-renewal, one login; each at most once for a request. On 403 `insufficient_scope`: a login for more scopes, once for
+renewal, one login; each at most once for a request, but for a renewed token that ran out on its way. On 403 `insufficient_scope`: a login for more scopes, once for
 each set (spec, "Step-Up Authorization Flow"). After that the answer is the caller's, as it is.
 """
 
@@ -44,7 +44,7 @@ GIVE_UP = (Reason.SCOPE_LIMIT, Reason.STEP_UP_DENIED)
 class Budget(Value, frozen=True):
     """What one request may still do."""
 
-    shown = ("repeats", "adopted", "renewed", "logged_in")
+    shown = ("repeats", "adopted", "renewals", "logged_in")
 
     replayable: bool
     """The body can be sent again."""
@@ -53,7 +53,7 @@ class Budget(Value, frozen=True):
     repeats: int = 0
     adopted: bool = False
     """After a 401 a newer token was stored."""
-    renewed: bool = False
+    renewals: int = 0
     logged_in: bool = False
 
 
@@ -112,7 +112,7 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
         case Ensuring(), NotEnsured(error):
             return _not_ensured(state, error, now)
         case Proceeding(budget, token), Answered():
-            return _answered(budget, token, event)
+            return _answered(budget, token, event, now)
         case _:
             raise Misuse(state, event)
 
@@ -146,13 +146,13 @@ def _ensured(state: Ensuring, token: Token | None, how: How) -> Out:
 
 def _spent(state: Ensuring, how: How, same: bool) -> Budget:
     """What is left after a token came so. A token of the store may have been accepted from others."""
-    budget, obtained = state.budget, how in ("renewed", "login")
+    budget, obtained = state.budget, how in ("renewed", "login") and not same
     return replace(
         budget,
         never_accepted=obtained or (same and budget.never_accepted),
         adopted=budget.adopted or (how == "stored" and state.need.because == "refused"),
-        renewed=budget.renewed or obtained,
-        logged_in=budget.logged_in or how == "login",
+        renewals=budget.renewals + obtained,
+        logged_in=budget.logged_in or (obtained and how == "login"),
     )
 
 
@@ -171,26 +171,31 @@ def _not_ensured(state: Ensuring, error: Failure, now: Now) -> Out:
     return Failed(error)
 
 
-def _answered(budget: Budget, token: Token | None, event: Answered) -> Out:
+def _answered(budget: Budget, token: Token | None, event: Answered, now: Now) -> Out:
     wanted = demand(event.challenges) if event.challenges else None
     may_repeat = event.ours and budget.repeats < MOST_REPEATS
     if event.status == 401 and may_repeat and not budget.logged_in:
-        return _ensure(_refused(budget, token, wanted), budget, token, answered=True)
+        return _ensure(_refused(budget, token, wanted, now), budget, token, answered=True)
     if event.status == 403 and may_repeat and token is not None and _more(token, wanted):
         # The token was accepted; and a login of this request may have been for a challenge with fewer scopes.
-        need = replace(_refused(budget, token, wanted), because="scope", never_accepted=False)
+        need = replace(_refused(budget, token, wanted, now), because="scope", never_accepted=False)
         return _ensure(need, budget, token, answered=True)
     return Done(Finished(token if event.ours and event.status != 401 else None))
 
 
-def _refused(budget: Budget, token: Token | None, wanted: Demand | None) -> Need:
+def _refused(budget: Budget, token: Token | None, wanted: Demand | None, now: Now) -> Need:
+    """A token that ran out on its way (the machine slept) says nothing against its grant: it may be renewed anew.
+
+    Whether it may be logged in anew is as ever for upkeep to judge (RULES 3.4).
+    """
+    ran_out = token is not None and not alive(token, now)
     return Need(
         "refused",
         token.fingerprint if token else None,
         never_accepted=budget.never_accepted,
         scopes=wanted.scope if wanted else None,
         resource_metadata=wanted.resource_metadata if wanted else (),
-        may_renew=not budget.renewed,
+        may_renew=budget.renewals < (2 if ran_out else 1),
     )
 
 

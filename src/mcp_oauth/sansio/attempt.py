@@ -18,11 +18,12 @@ from mcp_oauth.sansio.grant import (
     Token,
     current_grant,
     fresh,
+    renewable,
     token_of,
 )
 from mcp_oauth.sansio.plan import Plan, agrees
 from mcp_oauth.sansio.steps import Need
-from mcp_oauth.sansio.values import Now, Seed, Value
+from mcp_oauth.sansio.values import Now, Seed, Value, fingerprint
 
 EXPECTED = 60.0
 """Seconds that a claim lasts before the browser opens."""
@@ -54,8 +55,12 @@ class Login(Value, frozen=True):
     """The protected resource metadata, if it has just been read."""
     unlike: str | None = None
     """The lineage of the grant that a forced login replaces."""
+    before: str | None = None
+    """The lineage of the grant that was there, and would not do."""
     polls: int = 0
     saves: int = 0
+    failed: bool = False
+    """A claim could not be saved, or the answer to that was lost."""
     again: bool = False
     """The server had forgotten our registration: this is the second round (RULES 2.11)."""
 
@@ -90,14 +95,23 @@ def held_back(plan: Plan, need: Need, record: GrantRecord | None, now: Now) -> F
 
 def adoptable(login: Login, now: Now) -> Token | None:
     """A token that came while we waited and will do."""
+    grant = _another(login)
+    return token_of(grant) if grant is not None and fresh(grant, now, login.plan.jitter) else None
+
+
+def to_be_renewed(login: Login) -> bool:
+    """Somebody has logged in while we waited, and that token has run out since."""
+    grant = _another(login) if login.need.because != "forced" else None
+    return grant is not None and grant.lineage != login.before and renewable(grant)
+
+
+def _another(login: Login) -> Grant | None:
+    """A grant that serves as well as the one that this login is for."""
     grant = current_grant(login.record)
     if grant is None or not agrees(login.plan, grant) or grant.lineage == login.unlike:
         return None
-    token = token_of(grant)
-    if token.fingerprint == login.need.unlike or not fresh(token, now, login.plan.jitter):
-        return None
-    enough = login.need.because != "scope" or set(login.need.scopes or ()) <= set(token.requested or ())
-    return token if enough else None
+    enough = login.need.because != "scope" or set(login.need.scopes or ()) <= set(grant.requested or ())
+    return grant if enough and fingerprint(grant.access_token) != login.need.unlike else None
 
 
 def claimed(login: Login, now: Now, seconds: float) -> GrantRecord:
@@ -184,6 +198,12 @@ def granted(login: Login, chosen: Chosen, ready: Ready, result: Authorized) -> G
 def lasting(claim: LoginClaim, now: Now) -> bool:
     """It has not lapsed, and was not made by a clock that is far ahead of ours."""
     return now.wall < claim.until <= now.wall + TWO_LEG
+
+
+def taken_over(login: Login, now: Now) -> bool:
+    """Somebody else has claimed the login, after a logout or because we were not heard of for too long."""
+    claim = login.record.login if login.record is not None else None
+    return claim is not None and claim.id != login.claim and lasting(claim, now)
 
 
 def withdrawn(login: Login, record: GrantRecord, error: Failure, now: Now, doubted: Registration | None) -> GrantRecord:

@@ -71,6 +71,8 @@ class Grant(Value, frozen=True):
     """Fingerprint of the refresh token that the server refused: dead (RULES 4.2)."""
     client_refused: bool = False
     """It is dead because the server does not know the client any more (RULES 2.11)."""
+    unanswered: bool = False
+    """Its refresh token was sent, and no answer came: the server may have spent it (RULES 4.9)."""
     refusals: int = 0
     """Renewals in a row that were refused with another error than invalid_grant (FN 5)."""
     next_attempt_at: float | None = None

@@ -34,6 +34,7 @@ from mcp_oauth.sansio.steps import (
     Loaded,
     Misuse,
     Notice,
+    NoticeName,
     Save,
     Saved,
     Step,
@@ -114,6 +115,9 @@ class Settling(Value, frozen=True, tag="keeping.Settling"):
     record: GrantRecord
 
 
+_SAVED: dict[How, NoticeName] = {"renewed": "renewed", "login": "logged-in", "stored": "persisted"}
+"""What is said of a save; `stored` is what a store had not taken before."""
+
 State = Saving | Settling
 Out = Step[State, Kept]
 
@@ -178,7 +182,7 @@ def grants(record: Record | None) -> GrantRecord | None:
 def _saved(keep: Keep, record: GrantRecord, durable: bool) -> Out:
     """Where a login at another issuer came between, its grant is the one in use: look again."""
     then = Outcome(keep.how, token_of(keep.grant)) if record.current == keep.grant.issuer else Outcome()
-    done = Notice("renewed" if keep.claim is None else "logged-in", f"tokens from {keep.grant.issuer} are saved")
+    done = Notice(_SAVED[keep.how], f"tokens from {keep.grant.issuer} are saved")
     doubt = Notice("not-durable", "a power failure may lose the new tokens: the store is not durable")
     return Done(Kept(then), (done,) if durable else (done, doubt))
 

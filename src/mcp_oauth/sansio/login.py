@@ -1,4 +1,4 @@
-"""The machine of a login (RULES 4.13): at most 3900 effects, normally 8.
+"""The machine of a login (RULES 4.13): at most 3870 effects, normally 8.
 
     Save(claim) -> discovery -> client -> authorization_code -> Save(grant)
 
@@ -55,6 +55,7 @@ MOST_SAVES = 8
 MOST_EFFECTS = (
     2 * MOST_POLLS
     + 2 * MOST_SAVES
+    + 1
     + discovery.MOST_EFFECTS
     + 1
     + 2 * (client.MOST_EFFECTS + 2 * authorization_code.MOST_EFFECTS)
@@ -190,13 +191,17 @@ def begin(
     seed: Seed,
     now: Now,
 ) -> Out:
-    """Log in. `record` is what is stored now; `known` the protected resource metadata, if it has just been read."""
+    """Log in. The outcome has no token where another login came first whose token is to be renewed: look again.
+
+    `record` is what is stored now; `known` the protected resource metadata, if it has just been read.
+    """
     why = attempt.held_back(plan, need, record, now)
     if why:
         return Failed(why)
-    grant = current_grant(record) if need.because == "forced" else None
-    login = Login(plan, key, need, seed, record, seed.text("claim"), known, grant.lineage if grant else None)
-    return _look(login, now)
+    grant = current_grant(record)
+    lineage = grant.lineage if grant is not None else None
+    unlike = lineage if need.because == "forced" else None
+    return _look(Login(plan, key, need, seed, record, seed.text("claim"), known, unlike, lineage), now)
 
 
 def resume(login: Login, found: Discovered, now: Now) -> Out:
@@ -212,9 +217,11 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
         case Claiming(login), Conflict(theirs):
             return _look(replace(login, record=grants(theirs)), now)
         case Elsewhere(login), Woke():
-            return Await(Looking(login), Load(login.key))
+            return Await(Looking(replace(login, failed=False)), Load(login.key))
         case Looking(login), Loaded(record):
             return _look(replace(login, record=grants(record)), now)
+        case Claiming(login), StoreFailed() if not login.failed:
+            return Await(Looking(replace(login, failed=True)), Load(login.key))  # the claim may stand all the same
         case ((Claiming() | Looking()), StoreFailed(reason)):
             return Failed(failure(Reason.STORE_FAILED, reason))
         case Discovering(login, inner), _:
@@ -251,9 +258,8 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
 
 def _look(login: Login, now: Now) -> Out:
     """A peer's token, a peer's login, or ours."""
-    token = attempt.adoptable(login, now)
-    if token is not None and login.polls + login.saves > 0:
-        return Done(Outcome("stored", token))
+    if login.polls + login.saves > 0 and (theirs := _theirs(login, now)):
+        return Done(theirs)
     claim = login.record.login if login.record is not None else None
     # In a web application the person has begun anew: nobody can wait there for a browser that was closed.
     if claim is None or claim.id == login.claim or login.plan.two_leg or not attempt.lasting(claim, now):
@@ -262,6 +268,14 @@ def _look(login: Login, now: Now) -> Out:
         return Failed(failure(Reason.LOGIN_ELSEWHERE, f"{claim.holder} has not finished its login"))
     notices = (Notice("login-elsewhere", f"{claim.holder} is logging in; waiting for it"),) if not login.polls else ()
     return Await(Elsewhere(replace(login, polls=login.polls + 1)), Sleep(1.0), notices)
+
+
+def _theirs(login: Login, now: Now) -> Outcome | None:
+    """What somebody else's login has brought; without a token: it is to be renewed first."""
+    token = attempt.adoptable(login, now)
+    if token is not None:
+        return Outcome("stored", token)
+    return Outcome() if attempt.to_be_renewed(login) else None
 
 
 def _claim(login: Login, now: Now) -> Out:
@@ -371,7 +385,12 @@ def _authorized(
 
 
 def _beat(login: Login, chosen: Chosen, ready: Ready, inner: AwaitingRedirect, now: Now) -> Out:
-    """Renew the claim. The record that is being saved counts as seen: if the save fails, the next one tells."""
+    """Renew the claim. The record that is being saved counts as seen: if the save fails, the next one tells.
+
+    A claim of somebody else who has taken over is left in peace. The person may still answer us first.
+    """
+    if attempt.taken_over(login, now):
+        return _go_on(login, chosen, ready, inner, now)
     expected = login.record.revision if login.record is not None else None
     record = replace(
         attempt.claimed(login, now, attempt.HEARTBEAT), revision=login.seed.text(f"beat/{login.again}", inner.round)
@@ -387,8 +406,8 @@ def _overtaken(login: Login, now: Now) -> Out | None:
     """Somebody logged out, or took over and logged in: this login is of no use any more."""
     if login.record is not None and login.record.logged_out:
         return Failed(failure(Reason.LOGGED_OUT, "a logout came between"))
-    token = attempt.adoptable(login, now)
-    return Done(Outcome("stored", token)) if token is not None else None
+    theirs = _theirs(login, now)
+    return Done(theirs) if theirs is not None else None
 
 
 def _unauthorized(login: Login, chosen: Chosen, ready: Ready, error: Failure, now: Now) -> Out:
@@ -440,7 +459,7 @@ TABLE: Table = {
         {
             Saved: (Discovering, Withdrawing),
             Conflict: (Claiming, Elsewhere, Done, Failed),
-            StoreFailed: (Failed,),
+            StoreFailed: (Looking, Failed),
         },
     ),
     Elsewhere: ((Sleep,), {Woke: (Looking,)}),

@@ -59,6 +59,7 @@ from mcp_oauth.sansio.steps import (
     Table,
     Woke,
     inside,
+    noting,
     within,
 )
 from mcp_oauth.sansio.token_endpoint import TokenAnswer
@@ -102,12 +103,17 @@ class Task(Value, frozen=True):
     """Fingerprint of the access token that will not do."""
     client_secret: Secret | None = None
     """The one that is configured now, for a pre-registered client: it may have been changed since the login."""
-    most_polls: int = MOST_POLLS
+    serving: Token | None = None
+    """The token at hand, which is alive: what to go on with when the lock stays busy."""
     polls: int = 0
     tries: int = 0
     """Requests that were certainly not processed."""
     rests: int = 0
     """Times that it started again."""
+    cut_off: str = ""
+    """Who was going to send the same refresh token and has not saved what came of it."""
+    unanswered: bool = False
+    """The same refresh token was sent before, and no answer came."""
     watched: str = ""
     """The intent that was seen last,"""
     until: float = 0.0
@@ -212,6 +218,8 @@ class Noting(Value, frozen=True, tag="renewal.Noting"):
 
     task: Task
     then: After
+    told: Notice | None = None
+    """What is told when it is saved."""
 
 
 class Releasing(Value, frozen=True, tag="renewal.Releasing"):
@@ -274,8 +282,8 @@ def begin(
     the token at hand still serves, so do not wait long for the lock.
     """
     presented = fingerprint(grant.refresh_token or "")
-    polls = HURRIED_POLLS if hurried else MOST_POLLS
-    task = Task(key, seed, jitter, holder, grant.lineage, presented, unlike, client_secret, polls)
+    serving = token_of(grant) if hurried else None
+    task = Task(key, seed, jitter, holder, grant.lineage, presented, unlike, client_secret, serving)
     return _lock(task)
 
 
@@ -306,8 +314,8 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
             return _saving(keeping.advance(inner, event, now=now))
         case Confirming(task, refusal), Loaded(record):
             return _confirmed(task, refusal, grants(record))
-        case Noting(_, then), Saved() | StoreFailed():
-            return _release(then)
+        case Noting(_, then, told), Saved() | StoreFailed():
+            return noting(_release(then), *([told] if told is not None else []))
         case Noting(task, then), Conflict(theirs):
             return _release(Outcome() if _moved_on(task, grants(theirs)) else then)
         case Releasing(then, revoke), Released():
@@ -332,7 +340,9 @@ def _lock(task: Task) -> Out:
 
 
 def _busy(task: Task, holder: str) -> Out:
-    if task.polls == task.most_polls:
+    if task.serving is not None and task.polls == HURRIED_POLLS:
+        return Done(Outcome("stored", task.serving))
+    if task.polls == MOST_POLLS:
         return Failed(failure(Reason.RENEWAL_BUSY, f"the grant is locked by {holder}"))
     seconds = min(1.0, 0.05 * 1.5**task.polls) * (0.75 + task.seed.fraction("poll", task.polls) / 2)
     notices = (Notice("lock-busy", f"waiting for {holder}"),) if task.polls == 0 else ()
@@ -424,11 +434,18 @@ def _intend(task: Task, record: GrantRecord, grant: Grant, valid_until: float, n
         return _release(Outcome("stored", token_of(grant)))
     if theirs is not None:
         return _release(Waiting(task, theirs.holder))
+    if record.intent is not None and record.intent.presented == task.presented and not _is_mine(task, record.intent):
+        task = replace(task, cut_off=record.intent.holder)
     attempt = task.seed.text("intent", task.rests)
     mine = Intent(attempt, task.presented, task.holder, now.wall + INTENT_SECONDS)
     intended = replace(record, intent=mine, revision=task.seed.text("intended", task.rests))
     task = replace(task, watched=attempt, until=now.elapsed)  # what came of it is known here: it is not waited for
     return Await(Intending(task, intended, grant, valid_until), Save(task.key, intended, record.revision))
+
+
+def _is_mine(task: Task, intent: Intent) -> bool:
+    """The one before the last rest: nothing was sent, or certainly not processed."""
+    return intent.attempt == task.seed.text("intent", task.rests - 1)
 
 
 def _watch(task: Task, record: GrantRecord | None, now: Now) -> tuple[Task, Intent | None]:
@@ -516,6 +533,7 @@ def _ambiguous(state: Sending, reason: str, now: Now) -> Out:
     """It may have been processed: present it once more at once, within the server's grace (RULES 3.3)."""
     if state.again:
         return _lost(state, reason, now)
+    state = replace(state, grant=replace(state.grant, unanswered=True))
     if state.lease:
         return Await(Extending(state, reason), Extend())
     return _send(replace(state, sent=now, again=True))
@@ -536,7 +554,7 @@ def _refused(state: Sending, refusal: Failure, now: Now) -> Out:
     if refusal.oauth_error == "invalid_grant" and served:
         # Some servers refuse an early renewal only (FN 11): the token at hand lives, so ask again when it does not.
         return _note(state, refusal, now, min((grant.expires_at or now.wall) - now.wall, LONGEST_REST))
-    return Await(Confirming(state.task, refusal), Load(state.task.key))
+    return Await(Confirming(replace(state.task, unanswered=grant.unanswered), refusal), Load(state.task.key))
 
 
 def _hopeless(grant: Grant, refusal: Failure) -> bool:
@@ -594,6 +612,7 @@ def _renewed(state: Sending, answer: TokenAnswer, now: Now) -> Out:
         parent=state.task.presented,
         generation=old.generation + 1,
         refused=None,
+        unanswered=False,
         refusals=0,
         next_attempt_at=None,
         renewals=(*_recent(old, now), now.wall),
@@ -620,7 +639,21 @@ def _confirmed(task: Task, refusal: Failure, record: GrantRecord | None) -> Out:
         task,
         with_grant(record, replace(grant, refused=task.presented, client_refused=forgotten or grant.client_refused)),
     )
-    return Await(Noting(task, Outcome(failure=refusal)), Save(task.key, buried, record.revision))
+    told = Notice("grant-refused", f"{refusal.message}. {_why(task, refusal)}: a login is needed")
+    return Await(Noting(task, Outcome(failure=refusal), told), Save(task.key, buried, record.revision))
+
+
+def _why(task: Task, refusal: Failure) -> str:
+    """What a person is told who has to log in again (RULES 4.15)."""
+    if refusal.reason is Reason.CLIENT_REFUSED:
+        return "It does not know this client any more"
+    if refusal.oauth_error != "invalid_grant":
+        return f"It has refused {MOST_REFUSALS} renewals in a row"
+    if task.cut_off:
+        return f"{task.cut_off} was cut off while it renewed this grant, and new tokens were lost"
+    if task.unanswered:
+        return "An earlier renewal was not answered, and new tokens were lost"
+    return "The grant was revoked, has expired, or was used elsewhere"
 
 
 def _release(then: After, revoke: Grant | None = None) -> Out:

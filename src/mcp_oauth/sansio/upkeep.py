@@ -4,7 +4,7 @@
          -> renewal
          -> login
 
-It alone locks, saves and opens a browser. At most 4514 effects, normally 1 (a stored token) or 5 (a renewal).
+It alone locks, saves and opens a browser. At most 12255 effects, normally 1 (a stored token) or 5 (a renewal).
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ from mcp_oauth.sansio.steps import (
     Loaded,
     Misuse,
     Need,
+    Notice,
     Step,
     StoreFailed,
     Table,
     inside,
+    noting,
     within,
 )
 from mcp_oauth.sansio.values import Now, Seed, Value, fingerprint
 
 MOST_ROUNDS = 3
 """Times that the record is read anew because others changed it."""
-MOST_EFFECTS = MOST_ROUNDS * (1 + resource.MOST_EFFECTS + renewal.MOST_EFFECTS) + login.MOST_EFFECTS
+MOST_EFFECTS = MOST_ROUNDS * (1 + resource.MOST_EFFECTS + renewal.MOST_EFFECTS + login.MOST_EFFECTS)
 UNACCEPTED = 60.0
 """Seconds in which a renewed token that was never accepted is not renewed again (RULES 3.4)."""
 FRUITLESS = 600.0
@@ -136,6 +138,14 @@ def begin(plan: Plan, need: Need, seed: Seed, unsaved: GrantRecord | None = None
     return _read(Run(plan, need, seed, grant_key(plan.server_url, plan.account), unsaved))
 
 
+def begin_restoring(plan: Plan, seed: Seed, unsaved: GrantRecord | None) -> Out:
+    """Save what the store would not take, or adopt what is there instead, and nothing more (RULES 4.11).
+
+    It renews nothing, asks nobody, and may end without a token. As in `begin`, `unsaved` stays so until it is done.
+    """
+    return begin(plan, Need("missing", may_renew=False, may_login=False), seed, unsaved)
+
+
 def advance(state: State, event: Event, *, now: Now) -> Out:
     """See the table below."""
     match state, event:
@@ -176,9 +186,21 @@ def _restore(run: Run, unsaved: GrantRecord | None, stored: GrantRecord | None, 
     run = replace(run, unsaved=None)
     if unsaved is None or grant is None:
         return _decide(run, stored, now)
+    if _is_stored(grant, stored):
+        # Not written again: others may have noted beside it what must stand, such as that they are about to renew it.
+        return noting(_decide(run, stored, now), Notice("persisted", f"tokens from {grant.issuer} are saved after all"))
     claim = unsaved.login.id if unsaved.login else None
     keep = Keep(run.key, "stored", grant, run.seed.child("restore", run.rounds), run.need.unlike, claim)
     return _restoring(run, keeping.settle(keep, unsaved, stored, now), now)
+
+
+def _is_stored(grant: Grant, stored: GrantRecord | None) -> bool:
+    others = stored.grants if stored is not None and not stored.logged_out else ()
+    return any(_tokens(grant) == _tokens(other) for other in others)
+
+
+def _tokens(grant: Grant) -> tuple[str, str, str | None]:
+    return grant.issuer, grant.access_token, grant.refresh_token
 
 
 def _restoring(run: Run, step: Step[keeping.State, Kept], now: Now) -> Out:
@@ -317,13 +339,17 @@ def _login_or_nothing(run: Run, record: GrantRecord | None, found: Found | None,
 
 
 def _logged_in(run: Run, step: Step[login.State, Outcome]) -> Out:
-    return within(step, lambda inner: LoggingIn(run, inner), Done)
+    return within(step, lambda inner: LoggingIn(run, inner), lambda outcome: _after_login(run, outcome))
+
+
+def _after_login(run: Run, outcome: Outcome) -> Out:
+    return Done(outcome) if outcome.token is not None else _read_again(run)
 
 
 def _fruitless(run: Run, grant: Grant, now: Now) -> bool:
-    """The token was obtained a moment ago, and refused without ever having been accepted."""
+    """The token was obtained a moment ago, and refused while it lived without ever having been accepted."""
     seconds = UNACCEPTED if grant.generation else FRUITLESS
-    return _unaccepted(run.need, grant) and _within(seconds, grant.obtained_at, now)
+    return alive(grant, now) and _unaccepted(run.need, grant) and _within(seconds, grant.obtained_at, now)
 
 
 def _unaccepted(need: Need, grant: Grant) -> bool:
@@ -346,5 +372,5 @@ TABLE: Table = {
     Revoking: inside(revocation.TABLE, Revoking, Reading),
     Checking: inside(resource.TABLE, Checking, Renewing, LoggingIn, Done, Failed),
     Renewing: inside(renewal.TABLE, Renewing, Reading, Done, Failed),
-    LoggingIn: inside(login.TABLE, LoggingIn, Done, Failed),
+    LoggingIn: inside(login.TABLE, LoggingIn, Reading, Done, Failed),
 }
