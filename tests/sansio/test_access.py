@@ -378,7 +378,7 @@ class TestUnauthorized:
                     ("Proceed at2", UNAUTHORIZED, 3000.0),
                 ],
                 FRESH,
-                "Finished",
+                "Ensure refused, unlike at2, never accepted, no login",
             ),
         },
     )
@@ -520,10 +520,10 @@ def test_bound_reached() -> None:
 
 
 @table(
-    "passed, most, renewals",
-    {"FN-6-at-once": (0.0, 4, 1), "RULES-3.4-each-token-runs-out-on-its-way": (3000.0, 5, 2)},
+    "passed, most, renewals, logins",
+    {"FN-6-at-once": (0.0, 4, 1, {True}), "RULES-3.4-each-token-runs-out-on-its-way": (3000.0, 5, 2, {True, False})},
 )
-def test_the_most_under_an_eternal_401(passed: float, most: int, renewals: int) -> None:
+def test_the_most_under_an_eternal_401(passed: float, most: int, renewals: int, logins: set[bool]) -> None:
     """Whatever the upkeep brings: one newer token, one login, and a renewal more only if time has passed."""
     sent, renewed, allowed = 0, 0, set[tuple[bool, bool]]()
     todo = [(begin(FRESH, now=NOW), 2, 0, 0)]
@@ -544,7 +544,7 @@ def test_the_most_under_an_eternal_401(passed: float, most: int, renewals: int) 
             after = access.advance(step.state, ensured(n, how), now=NOW)
             todo.append((after, n + 1, requests, renewals_of_it + (how == "renewed")))
     assert (sent, renewed) == (most, renewals)
-    assert allowed == {(True, True), (False, True)}
+    assert allowed == {(renew, login) for renew in (True, False) for login in logins}
 
 
 @table(

@@ -183,7 +183,7 @@ class TestLogin:
                 False,
                 "Kept stored at2, revoke at5",
             ),
-            "RULES-4.10-it-was-mine-and-saved": (theirs(NEW), False, "Kept stored at5"),
+            "RULES-4.10-it-was-mine-and-saved": (theirs(NEW), False, "Kept login at5"),
             "RULES-4.10-logout-is-never-undone": (theirs(logged_out=True), False, "Kept logged-out, revoke at5"),
         },
     )
@@ -220,7 +220,8 @@ class TestLogin:
     def test_expires_in_0_is_kept_and_used_once(self) -> None:
         """RULES 4.12: whatever its expiry says."""
         mine = replace(NEW, expires_at=NOW.wall)
-        script: list[Line] = [("Save *", Conflict(theirs(mine))), ("Save *", Saved())]
+        rival = replace(mine, access_token=grant(7).access_token)
+        script: list[Line] = [("Save *", Conflict(theirs(rival))), ("Save *", Saved())]
         login(script, "Kept login at5", mine=mine)
 
 
@@ -239,7 +240,7 @@ class TestStoreFailures:
             "RULES-4.10-foreign-record": (RegistrationRecord("r1"), "Save None: *as(at2 rt2)"),
             "RULES-4.10-saved-and-announced": (
                 theirs(RENEWED, login=THEIR_CLAIM),
-                "Save r1: *as(at2 rt2) claim theirs",
+                "Kept renewed at2",
             ),
             "RULES-4.10-saved-and-renewed": (theirs(grant(3, left=9)), "Kept stored at3"),
             "RULES-4.10-logout-is-never-undone": (theirs(logged_out=True), "Kept logged-out, revoke at2"),

@@ -142,6 +142,24 @@ class Flights:
             if seat.outcome is not None:
                 return seat.outcome(), seat.started
 
+    def start(
+        self, key: Hashable, work: Callable[[Flight], T], landed: Callable[[Callable[[], T], bool], object]
+    ) -> None:
+        """`wait`, not `patient`, for somebody who goes on meanwhile: `landed` is called on the flight's thread.
+
+        It gets a function that returns or raises what `wait` would, and whether it was this caller's work, and must
+        not raise. It is called in this thread where a person is being waited for, or no other thread can be started.
+        """
+
+        def wake() -> None:
+            if seat.outcome is None:
+                self.start(key, work, landed)
+            else:
+                landed(seat.outcome, seat.started)
+
+        seat: _Seat[T] = _Seat(Flight(self, key, work), wake, patient=False)
+        self._join(seat)
+
     def _reset(self) -> None:
         self._mutex = threading.RLock()
         self._by_key: dict[Hashable, Flight] = {}

@@ -12,9 +12,11 @@ import platform
 import random
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import copy_context
+from functools import partial
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, NoReturn, TypedDict, TypeVar
 
 import anyio
@@ -23,6 +25,8 @@ from msgspec.structs import replace
 from mcp_oauth.exceptions import from_failure
 from mcp_oauth.io.drive import Advance, drive_async
 from mcp_oauth.io.flights import FLIGHTS, Flight, NeedsUser
+from mcp_oauth.io.fresh import KeepFresh
+from mcp_oauth.io.later import LATER, Over
 from mcp_oauth.io.ports import Answer, IssuerPolicy, Ports, Stopped, WallClock, now
 from mcp_oauth.io.user import Agent, User, as_user
 from mcp_oauth.sansio import access, forgetting, logout, upkeep, uris
@@ -48,13 +52,17 @@ JITTER = random.random()  # noqa: S311 - spreads the renewals of a fleet
 MOST_FLIGHTS = 3
 """Runs of the upkeep that one request waits for: others' runs may not bring what it needs."""
 
-_unsaved: dict[tuple[str, str], GrantRecord] = {}
-"""Records that a store would not take, by (store identity, key): saved at the next chance (RULES 4.11)."""
+Key = tuple[str, str, str]
+Pin = tuple[str, str]
+
+_unsaved: dict[Pin, GrantRecord] = {}
+"""Records that a store would not take, by (store identity, key), each with a task of `LATER` (RULES 4.11)."""
+SAVE_AGAIN = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+"""Seconds between the tries to save one again, the last ones for ever; a run of its upkeep tries at once."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unsaved.clear)  # two processes must not own one rotating token
 
-Key = tuple[str, str, str]
 S = TypeVar("S")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -212,6 +220,16 @@ class BaseOAuth(ABC):
         landed, _ = await FLIGHTS.wait_async(self._flight_key("forget"), self._forget_client)
         return _value(landed)
 
+    def keep_fresh(self) -> KeepFresh:
+        """Renew in the background: `with oauth.keep_fresh():`, or `async with`, in a program that runs for long.
+
+        Within it the token is renewed when it enters its leeway, so that no request waits for that. It is looked at
+        once a minute at least, asks no person, and raises nothing: a failure is the notice `not-fresh`, and tried
+        again after 5 to 60 seconds. Any number of objects share one thread, which neither keeps them nor the program
+        alive. It may be entered anywhere, nested too, and by many threads. A forked child begins its own.
+        """
+        return KeepFresh(self)
+
     # --- What plugs call ------------------------------------------------------------------------------------------
 
     def begin(self, *, replayable: bool) -> access.Out:
@@ -245,6 +263,27 @@ class BaseOAuth(ABC):
                 trip.needs_user()
         return trip.result
 
+    def start_ensuring(self, need: Need, then: Callable[[Ensured | NotEnsured], object]) -> None:
+        """`ensure` for somebody who goes on meanwhile: `then` is called from another thread, and must not raise."""
+        trip = _Trip(self, need)
+
+        def landed(outcome: Callable[[], _Landed | None], own: bool) -> None:
+            try:
+                trip.landed(outcome(), own)
+            except NeedsUser:
+                trip.needs_user()
+            except Exception as error:  # of an application's own code
+                trip.result = NotEnsured(failure(Reason.STOPPED, f"the application raised {type(error).__name__}"))
+            go_on()
+
+        def go_on() -> None:
+            if trip.result is None:
+                FLIGHTS.start(trip.key, trip.work, landed)
+            else:
+                then(trip.result)
+
+        go_on()
+
     def _flight_key(self, purpose: str) -> Key:
         return self._store.identity, self._key, purpose
 
@@ -254,8 +293,21 @@ class BaseOAuth(ABC):
     def pin(self, outcome: Outcome, given: GrantRecord | None = None) -> None:
         """Remember the record that the store would not take (RULES 4.11); without one, that `given` is settled."""
         pin = (self._store.identity, self._key)
-        if outcome.unsaved is not None or _unsaved.get(pin) is given:
-            _pin(pin, outcome.unsaved)
+        if outcome.unsaved is not None:
+            _unsaved[pin] = outcome.unsaved
+            self._save_later(pin)
+        elif _unsaved.get(pin) is given:
+            self._settle(pin)
+
+    def _settle(self, pin: Pin) -> None:
+        if _unsaved.pop(pin, None) is not None:
+            LATER.drop(pin)
+            self._save_later(pin)  # another run may have pinned another record in between
+
+    def _save_later(self, pin: Pin) -> None:
+        if pin in _unsaved:
+            delays = chain(SAVE_AGAIN, repeat(SAVE_AGAIN[-1]))
+            LATER.add(pin, partial(self._save_again, pin, delays), next(delays), at_exit=True)
 
     def take(self, outcome: Outcome) -> Ensured:
         """Keep the token that a run of the upkeep brought."""
@@ -269,11 +321,45 @@ class BaseOAuth(ABC):
 
     def _upkeep(self, flight: Flight, need: Need) -> _Landed:
         plan = replace(self._plan, holder=holder())
+        begin = partial(upkeep.begin, plan, need)
+        return _Landed(self._keeping_up(flight, begin), self._could_login(need))
+
+    def _keeping_up(
+        self, flight: Flight, begin: Callable[[Seed, GrantRecord | None], upkeep.Out]
+    ) -> Done[Outcome] | Failed:
         unsaved = _unsaved.get((self._store.identity, self._key))
-        end = self._run(flight, upkeep.begin(plan, need, Seed(os.urandom(32)), unsaved), upkeep.advance)
+        end = self._run(flight, begin(Seed(os.urandom(32)), unsaved), upkeep.advance)
         if isinstance(end, Done):  # else it is still to be saved
             self.pin(end.value, unsaved)
-        return _Landed(end, self._could_login(need))
+        return end
+
+    def _save_again(self, pin: Pin, delays: Iterator[float], last: bool, over: Over) -> None:
+        """Another try to save what the store would not take; whoever keeps up the grant now does it too."""
+
+        def fly(purpose: str) -> None:
+            FLIGHTS.start(self._flight_key(purpose), self._restore, landed)
+
+        def landed(outcome: Callable[[], object], own: bool) -> None:
+            try:
+                outcome()
+            except NeedsUser:  # somebody logs in meanwhile: not to be waited for
+                return fly("renewal")
+            except Exception as error:  # of an application's own code; its text may quote anything
+                log.error("saving tokens again raised %s", type(error).__name__)
+            if last and not own and pin in _unsaved:
+                return fly("upkeep")  # the other run may have tried it before the program ended
+            if last and pin in _unsaved:
+                lost = f"the program ended before {pin[0]} took the new tokens"
+                self._tell(Notice("not-persisted", f"{self.server_url} may need a new login: {lost}"))
+            over(next(delays) if pin in _unsaved else None)
+            if not last:
+                self._save_later(pin)
+            return None
+
+        fly("upkeep")
+
+    def _restore(self, flight: Flight) -> None:
+        self._keeping_up(flight, partial(upkeep.begin_restoring, self._plan))
 
     def _logging_out(self, revoke: bool) -> tuple[Key, Callable[[Flight], Done[LoggedOut] | Failed]]:
         pin = (self._store.identity, self._key)
@@ -282,7 +368,7 @@ class BaseOAuth(ABC):
             step = logout.begin(self._plan, Seed(os.urandom(32)), _unsaved.get(pin), revoke=revoke)
             end = self._run(flight, step, logout.advance)
             if isinstance(end, Done):  # else the grant lives on, and is still to be saved
-                _pin(pin, None)
+                self._settle(pin)
             return end
 
         return self._flight_key("logout" if revoke else "forget here"), work
@@ -334,12 +420,14 @@ class _Trip:
         # What a renewal may mend never waits for somebody else's login in a browser (RULES 4.13).
         self.patient = oauth._plan.interactive and not _renewal_may_do(need)
 
-    def work(self, flight: Flight) -> _Landed:
+    def work(self, flight: Flight) -> _Landed | None:
         """What a flight of this request does."""
         return self._oauth._upkeep(flight, replace(self._need, may_login=False) if self._detour else self._need)
 
-    def landed(self, landed: _Landed, own: bool) -> None:
-        """A flight is over; `own`: it did our work."""
+    def landed(self, landed: _Landed | None, own: bool) -> None:
+        """A flight is over; `own`: it did our work. None: it only saved what a store would not take before."""
+        if landed is None:
+            return
         self._flights += 1
         if self._detour and _brought_nothing(landed.step) and self._wants_login():
             self._after_detour()
@@ -412,13 +500,6 @@ def _token(ensured: Ensured | NotEnsured) -> Token:
     return ensured.token
 
 
-def _pin(pin: tuple[str, str], unsaved: GrantRecord | None) -> None:
-    if unsaved is None:
-        _unsaved.pop(pin, None)
-    else:
-        _unsaved[pin] = unsaved
-
-
 def holder() -> str:
     """How others see who logs in."""
     return f"pid {os.getpid()} on {platform.node()}"
@@ -434,6 +515,7 @@ def _in_loop(fly: Callable[[], Awaitable[T]]) -> T:
 
 LEVELS: Mapping[str, int] = {
     "not-persisted": logging.ERROR,
+    "not-fresh": logging.WARNING,
     "not-durable": logging.WARNING,
     "revocation-failed": logging.WARNING,
     "resource-broader-than-server": logging.WARNING,

@@ -4,8 +4,9 @@
     Proceed -> Answered(401) -> Ensure -> Proceed -> Answered
 
 It holds no lock, and a request with a usable token waits for nothing. On 401 the order is: a newer stored token, one
-renewal, one login; each at most once for a request, but for a renewed token that ran out on its way. On 403 `insufficient_scope`: a login for more scopes, once for
-each set (spec, "Step-Up Authorization Flow"). After that the answer is the caller's, as it is.
+renewal, one login; each at most once for a request, but for a renewed token that ran out on its way. On 403
+`insufficient_scope`: a login for more scopes, once for each set (spec, "Step-Up Authorization Flow"). After that the
+answer is the caller's, as it is.
 """
 
 from __future__ import annotations
@@ -174,11 +175,11 @@ def _not_ensured(state: Ensuring, error: Failure, now: Now) -> Out:
 def _answered(budget: Budget, token: Token | None, event: Answered, now: Now) -> Out:
     wanted = demand(event.challenges) if event.challenges else None
     may_repeat = event.ours and budget.repeats < MOST_REPEATS
-    if event.status == 401 and may_repeat and not budget.logged_in:
+    if event.status == 401 and may_repeat and (not budget.logged_in or _ran_out(token, now)):
         return _ensure(_refused(budget, token, wanted, now), budget, token, answered=True)
     if event.status == 403 and may_repeat and token is not None and _more(token, wanted):
         # The token was accepted; and a login of this request may have been for a challenge with fewer scopes.
-        need = replace(_refused(budget, token, wanted, now), because="scope", never_accepted=False)
+        need = replace(_refused(budget, token, wanted, now), because="scope", never_accepted=False, may_login=True)
         return _ensure(need, budget, token, answered=True)
     return Done(Finished(token if event.ours and event.status != 401 else None))
 
@@ -188,15 +189,19 @@ def _refused(budget: Budget, token: Token | None, wanted: Demand | None, now: No
 
     Whether it may be logged in anew is as ever for upkeep to judge (RULES 3.4).
     """
-    ran_out = token is not None and not alive(token, now)
     return Need(
         "refused",
         token.fingerprint if token else None,
         never_accepted=budget.never_accepted,
         scopes=wanted.scope if wanted else None,
         resource_metadata=wanted.resource_metadata if wanted else (),
-        may_renew=budget.renewals < (2 if ran_out else 1),
+        may_renew=budget.renewals < (2 if _ran_out(token, now) else 1),
+        may_login=not budget.logged_in,
     )
+
+
+def _ran_out(token: Token | None, now: Now) -> bool:
+    return token is not None and not alive(token, now)
 
 
 def _more(token: Token, wanted: Demand | None) -> bool:
