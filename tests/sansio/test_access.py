@@ -201,11 +201,22 @@ class TestUnauthorized:
                 ],
                 "Finished, accepted at3",
             ),
-            "DESIGN-4.3-adopted-once": (
+            "DESIGN-4.3-adopted-then-renewed-by-a-peer": (
                 [
                     ("Ensure refused, unlike at1", ensured(2, "stored")),
                     ("Proceed at2", UNAUTHORIZED),
                     ("Ensure refused, unlike at2", ensured(3, "stored")),
+                    ("Proceed at3", OK),
+                ],
+                "Finished, accepted at3",
+            ),
+            "DESIGN-4.3-adopted-once-and-renewed-by-a-peer-once": (
+                [
+                    ("Ensure refused, unlike at1", ensured(2, "stored")),
+                    ("Proceed at2", UNAUTHORIZED),
+                    ("Ensure refused, unlike at2", ensured(3, "stored")),
+                    ("Proceed at3", UNAUTHORIZED),
+                    ("Ensure refused, unlike at3, no renewal", ensured(4, "stored")),
                 ],
                 "Finished",
             ),

@@ -137,7 +137,7 @@ def _ensured(state: Ensuring, token: Token | None, how: How) -> Out:
     budget = _spent(state, how, same)
     if not state.answered:
         return _proceed(budget, token)
-    if token is None or same or (state.budget.adopted and how == "stored" and state.need.because == "refused"):
+    if token is None or same or (how == "stored" and state.need.because == "refused" and _had_both(state.budget)):
         return _finish(state)
     if not budget.replayable:
         message = "the server wants a token, and the request's body cannot be sent twice"
@@ -145,14 +145,20 @@ def _ensured(state: Ensuring, token: Token | None, how: How) -> Out:
     return _proceed(replace(budget, repeats=budget.repeats + 1), token)
 
 
+def _had_both(budget: Budget) -> bool:
+    """A newer token of the store, and a renewal, be it a peer's that was waited for."""
+    return budget.adopted and budget.renewals > 0
+
+
 def _spent(state: Ensuring, how: How, same: bool) -> Budget:
     """What is left after a token came so. A token of the store may have been accepted from others."""
     budget, obtained = state.budget, how in ("renewed", "login") and not same
+    peers = how == "stored" and state.need.because == "refused" and budget.adopted
     return replace(
         budget,
         never_accepted=obtained or (same and budget.never_accepted),
         adopted=budget.adopted or (how == "stored" and state.need.because == "refused"),
-        renewals=budget.renewals + obtained,
+        renewals=budget.renewals + (obtained or peers),
         logged_in=budget.logged_in or (obtained and how == "login"),
     )
 
