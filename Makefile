@@ -7,10 +7,14 @@ STACKS ?= httpx2 httpx
 EXTRAS ?= httpx,httpx2,keyring,vault,redis,cli
 PYTEST ?= $(VENV)/bin/python -m pytest
 TESTS  ?= tests
+SEEDS  ?= 20000
+FIRST  ?= 0
+KILLS  ?= 200
+SECONDS ?= 180
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup parts test test-cov unit lint format typecheck security check conformance demo mutation clean
+.PHONY: help setup parts test test-cov unit lint format typecheck security check conformance demo simulate kills scale fleet mutation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z_. -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -62,6 +66,19 @@ format: $(VENV)/.ready ## put the code into the project's form
 
 conformance: setup ## the official suite, strictly, through each of STACKS (httpx2 httpx)
 	$(VENV)/bin/python -m tests.conformance.run $(STACKS:%=--stack %)
+
+simulate: $(VENV)/.ready ## simulate SEEDS runs of processes, servers and faults, then find the planted mistakes
+	$(VENV)/bin/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+	$(VENV)/bin/python -m tests.simulation --planted
+
+kills: setup parts ## kill KILLS processes during renewals, on each store, with grace and without
+	MCP_OAUTH_KILLS=$(KILLS) $(PYTEST) tests/force/test_kills.py --timeout=1800
+
+scale: setup ## 10 to 10,000 grants in one process: memory, headers, a renewal storm
+	$(VENV)/bin/python -m benchmarks.scale
+
+fleet: setup parts ## 8 processes, one Redis and 1,000 grants for SECONDS, with kills and restarts
+	$(VENV)/bin/python -m benchmarks.fleet --seconds $(SECONDS)
 
 mutation: $(VENV)/.ready ## mutation-test the core (a quarter of an hour); what survives is listed
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group mutation
