@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from mcp_oauth.sansio.errors import Failure, Reason
-from mcp_oauth.sansio.grant import Grant, GrantRecord, Record, current_grant
+from mcp_oauth.sansio.grant import Grant, GrantRecord, LoginClaim, Record, current_grant
 from mcp_oauth.sansio.messages import Headers, Request, Response
 from mcp_oauth.sansio.renewal import MOST_RENEWALS
 from mcp_oauth.sansio.steps import Notice
@@ -78,6 +78,8 @@ class Oracle:
         self._logged_in_at = -1.0
         self._to_be_revoked: list[Family] = []
         """What was stored at a logout."""
+        self._begun_with: dict[Process, bool] = {}
+        """Whether a living grant was stored when a process began to log in."""
         self._unclaimed: dict[Process, float] = {}
         """When a process has taken back its claim."""
         self._silent: dict[Process, str] = {}
@@ -133,7 +135,8 @@ class Oracle:
         grace = replay_seconds(setting.lifetime) - 1 if setting.policy == "replay" else GRACE[setting.policy]
         beyond_help = beyond_help or ("store" in self._world.happened and self._world.medium.leases)
         in_time = grace and found.missed_at < (found.spent_at or 0.0) + grace
-        if not taken and in_time and not beyond_help and found.troubles.count("answer lost") < 2:
+        once = found.troubles.count("answer lost") < 2 and "stopped" not in troubles
+        if not taken and in_time and once and not beyond_help:
             self._wrong("lost", f"{found} came too late for a server with grace: {found.troubles}")
         if not taken:
             self.unsavable[found.troubles[0] if found.troubles else "?"] += 1
@@ -199,7 +202,9 @@ class Oracle:
         self.truth[place] = record
         self._world.remember()
         self._world.say(f"{process} has saved {_told(record)}")
-        if record.login is None:
+        if record.login is not None:
+            self._judge_claim(process, before, record.login)
+        else:
             self._unclaimed[process] = self._world.scheduler.seconds
         self._judge_logout(process, before, record)
         self._judge_change(process, before, record)
@@ -207,6 +212,20 @@ class Oracle:
             self._saved_access.add((process.place, grant.access_token))
             mine = self._in_hand.get(process, [])
             mine[:] = [found for found in mine if fingerprint(found.token) != grant.parent]
+
+    def _judge_claim(self, process: Process, before: GrantRecord | None, claim: LoginClaim) -> None:
+        """A claim that has lapsed may be taken over, and its browser does not count any more."""
+        old = before.login if before is not None else None
+        if old is not None and old.id == claim.id:
+            return
+        if old is not None and old.until <= process.wall():
+            for session in self._world.sessions(process.place):
+                session.claimed = session.claimed and session.process.name != old.holder
+        if claim.holder == process.name:
+            self._begun_with[process] = self._living(current_grant(before))
+
+    def _living(self, grant: Grant | None) -> bool:
+        return grant is not None and self._world.servers[grant.issuer].lives(grant.refresh_token)
 
     def _judge_logout(self, process: Process, before: GrantRecord | None, record: GrantRecord) -> None:
         if record.logged_out:
@@ -318,8 +337,7 @@ class Oracle:
                 self._wrong("two-browsers", f"{process} opens a browser while {other.process} has one open")
         record = next((r for (identity, _), r in self.truth.items() if identity == process.place), None)
         grant = current_grant(record)
-        renewable = grant is not None and world.servers[grant.issuer].lives(grant.refresh_token)
-        if renewable and not world.happened & REASONS_TO_LOG_IN:
+        if self._living(grant) and self._begun_with.get(process, True) and not world.happened & REASONS_TO_LOG_IN:
             self._wrong("needless-browser", f"{process} opens a browser, and {grant and grant.refresh_token} is alive")
 
     def logged_out(self, process: Process, end: Any) -> None:

@@ -159,7 +159,7 @@ def no_intent(real: Any, task: Any, record: Any, grant: Any, valid_until: Any, n
     return renewal._send(renewal.Sending(task, record, grant, now, lease=True))
 
 
-@plant(renewal, "_intend", "locks lost", "redis")
+@plant(renewal, "_intend", "locks lost", "stop", "redis")
 def a_browser_while_a_peers_intent_is_pending(real: Any, task: Any, record: Any, *rest: Any) -> Any:
     _, theirs = renewal._watch(task, record, rest[-1])
     if theirs is not None:
