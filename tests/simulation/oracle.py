@@ -214,11 +214,11 @@ class Oracle:
             mine[:] = [found for found in mine if fingerprint(found.token) != grant.parent]
 
     def _judge_claim(self, process: Process, before: GrantRecord | None, claim: LoginClaim) -> None:
-        """A claim that has lapsed may be taken over, and its browser does not count any more."""
+        """A claim that has lapsed may be taken over. It lapses only if its holder could not renew it."""
         old = before.login if before is not None else None
         if old is not None and old.id == claim.id:
             return
-        if old is not None and old.until <= process.wall():
+        if old is not None and old.until <= process.wall() and self._world.happened & _DISTURBANCES:
             for session in self._world.sessions(process.place):
                 session.claimed = session.claimed and session.process.name != old.holder
         if claim.holder == process.name:

@@ -299,6 +299,6 @@ def nobody_looks_at_claims(real: Any, claim: Any, now: Any) -> bool:
     return False
 
 
-@plant(login, "_beat", "slow")
+@plant(login, "_beat", "log out")
 def no_heartbeat(real: Any, state: Any, chosen: Any, ready: Any, inner: Any, now: Any) -> Any:
     return login._go_on(state, chosen, ready, inner, now)

@@ -43,7 +43,7 @@ S = TypeVar("S")
 R = TypeVar("R")
 
 KEY = grant_key(MCP, "")
-LOGIN_SECONDS = 60.0
+LOGIN_SECONDS = 90.0
 BOOTED = 1000.0
 
 

@@ -184,14 +184,15 @@ class Flights:
         with self._mutex:
             flight = seat.flight = self._by_key.setdefault(own.key, own)
             seat.started = flight is own
-            if flight._asks_user and not seat.patient:
+            turned_away = flight._asks_user and not seat.patient
+            if turned_away:
                 seat.outcome = _needs_user
             else:
                 flight._seats[seat] = None
-            ready = seat.started and self._claim(flight)
+            ready = (seat.started or self._unclaimed(flight)) and self._claim(flight)
         if ready:
             self._launch(flight)
-        if seat.outcome is _needs_user:
+        if turned_away:
             seat.wake()
 
     def _leave(self, seat: _Seat[Any]) -> None:
@@ -226,6 +227,10 @@ class Flights:
         _wake(released)
 
     # Slots
+
+    def _unclaimed(self, flight: Flight) -> bool:
+        """A KeyboardInterrupt may have come between a flight's entry in the books and its claim."""
+        return not (flight._begun or flight in self._slots or flight in self._queue)
 
     def _claim(self, flight: Flight) -> bool:
         free = len(self._slots) < self._limit
