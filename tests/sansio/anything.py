@@ -100,8 +100,10 @@ class World:
         """Others write to the store all the time."""
         self.slow = self.pick(0, 0, 1, 3)
         """Times that the person lets us wait."""
-        self.haunted = self.chance(5)
+        self.haunted = self.chance(15)
         """Another login takes the claim over meanwhile, and the server has forgotten our client."""
+        self.fleeting = self.chance(50)
+        """What others save is lost again."""
         self.habits: dict[type[Any], type[Any]] = {}
         if self.chance(25):
             self.habits = {effect: self.pick(*events) for effect, events in ANSWERS.items() if self.chance(30)}
@@ -159,7 +161,7 @@ class World:
         lost = isinstance(event, StoreFailed) and self.chance(50)
         if isinstance(event, Saved) or lost:
             self.stored[effect.key] = effect.record
-        elif isinstance(event, Conflict):
+        elif isinstance(event, Conflict) and not self.fleeting:
             self.stored[effect.key] = event.record
 
     def _response(self, effect: Send) -> Response:
@@ -201,7 +203,7 @@ class World:
 
     def _acquired(self, effect: Any) -> Acquired:
         lease = self.pick(None, self.now.elapsed + 30.0, self.now.elapsed + 5.0)
-        return Acquired(self.record(effect.key), lease, lease is None)
+        return Acquired(self.record(effect.key), lease, lease is None, self.pick("", "pid 1 on host"))
 
     def _extended(self, effect: Effect) -> Extended:
         return Extended(self.pick(self.now.elapsed + 30.0, self.now.elapsed + 5.0, None))
@@ -355,7 +357,7 @@ class World:
     def record(self, key: str) -> Record | None:
         """What is stored, mostly; else what others may have put there."""
         stored = self.stored.get(key)
-        return self.varied(key, stored) if self.chance(self.temper) else stored
+        return self.varied(key, stored) if self.chance(60 if self.waited else self.temper) else stored
 
     def varied(self, key: str, base: Record | None) -> Record | None:
         """Another record, or the same with something changed by somebody."""
@@ -470,7 +472,7 @@ class World:
             ask_issuer=self.chance(30),
             authorization_params=self.pick((), (("prompt", "login"), ("audience", "x"))),
             token_params=self.pick((), (("audience", "x"),)),
-            login_seconds=self.pick(300.0, 20.0, 1e9),
+            login_seconds=self.pick(300.0, 10.0, 1e9),
             jitter=self.pick(0.0, 0.5),
         )
         if self.chance(40):

@@ -259,7 +259,7 @@ class TestPersonTakesTime:
     @table(
         "until, at, then",
         {
-            "RULES-4.13-it-lasts": (130.0, 129.9, "OpenBrowser"),
+            "RULES-4.13-it-lasts": (130.0, 129.9, "Load"),
             "RULES-4.13-it-lapsed": (130.0, 130.0, f"Save r5: claim {CLAIM}"),
             "RULES-4.14-of-a-clock-far-ahead": (TWO_LEG + 130.1, 130.0, f"Save r5: claim {CLAIM}"),
         },
@@ -269,15 +269,68 @@ class TestPersonTakesTime:
         run([*self.WAITED, ("Save *", Conflict(over)), ("OpenBrowser", StillWaiting(), at)], then)
 
     def test_rules_4_13_when_it_lapses_we_beat_again_and_see_whether_it_was_renewed(self) -> None:
-        lapsed: list[Line] = [("OpenBrowser", StillWaiting(), 125.0), ("OpenBrowser", StillWaiting(), 130.0)]
         renewed = record(login=theirs(150), revision="r6")
-        script = [
+        script: list[Line] = [
             *self.TAKEN_OVER,
-            *lapsed,
+            *self.watched(self.OVER, 125.0),
+            ("OpenBrowser", StillWaiting(), 130.0),
             ("Save r5: claim *", Conflict(renewed)),
-            ("OpenBrowser", StillWaiting(), 135.0),
+            *self.watched(renewed, 135.0),
         ]
         run([*script, ("OpenBrowser", StillWaiting(), 150.0)], f"Save r6: claim {CLAIM}")
+
+    @staticmethod
+    def watched(found: GrantRecord | None, at: float = 105.0) -> list[Line]:
+        """A heartbeat while the claim is another's."""
+        return [("OpenBrowser", StillWaiting(), at), ("Load", Loaded(found))]
+
+    @table(
+        "found, then",
+        {
+            "RULES-4.13-his-login-is-adopted": (record(grant(3, left=9999), revision="r6"), "Done stored at3"),
+            "RULES-4.13-his-login-is-to-be-renewed": (record(grant(3, left=0), revision="r6"), "Done none"),
+            "RULES-4.10-a-logout-came-between": (record(logged_out=True, revision="r6"), "Failed logged-out"),
+            "RULES-4.13-he-is-still-at-it": (OVER, "OpenBrowser"),
+            "RULES-4.13-he-has-given-up": (record(revision="r6"), "OpenBrowser"),
+            "RULES-4.10-the-record-is-gone": (None, "OpenBrowser"),
+        },
+    )
+    def test_whoever_took_over_is_watched(self, found: GrantRecord | None, then: str) -> None:
+        run([*self.TAKEN_OVER, *self.watched(found)], then)
+
+    @table(
+        "found, save",
+        {
+            "RULES-4.13-when-he-has-given-up": (record(revision="r6"), f"Save r6: claim {CLAIM}"),
+            "RULES-4.10-when-the-record-is-gone": (None, f"Save None: claim {CLAIM}"),
+        },
+    )
+    def test_the_claim_is_made_anew(self, found: GrantRecord | None, save: str) -> None:
+        run([*self.TAKEN_OVER, *self.watched(found), ("OpenBrowser", StillWaiting())], save)
+
+    def test_rules_4_13_a_later_claim_of_his_is_seen(self) -> None:
+        """Renewed until after the one that we knew has lapsed."""
+        renewed = record(login=theirs(150), revision="r6")
+        run([*self.TAKEN_OVER, *self.watched(renewed, 125.0), *self.watched(renewed, 145.0)], "OpenBrowser")
+
+    def test_rules_4_11_a_store_that_cannot_be_read_stops_nobody(self) -> None:
+        script: list[Line] = [*self.TAKEN_OVER, ("OpenBrowser", StillWaiting()), ("Load", FULL), *self.watched(None)]
+        run([*script, *EXCHANGED, ("Save None: *as(at7 rt7)", Saved())], "Done login at7")
+
+    @table(
+        "answers, end",
+        {
+            "RULES-4.13-his-claim-is-left-alone": ([("Load", Loaded(OVER))], "Failed login-timed-out"),
+            "RULES-4.11-what-cannot-be-read-too": ([("Load", FULL)], "Failed login-timed-out"),
+            "RULES-4.10-ours-that-stands-again-is-withdrawn": (
+                [("Load", Loaded(record(login=OURS, revision="r4"))), ("Save r4: ", Saved())],
+                "Failed login-timed-out",
+            ),
+        },
+    )
+    def test_nobody_comes_while_another_is_watched(self, answers: list[Line], end: str) -> None:
+        script = [*self.TAKEN_OVER, ("OpenBrowser", StillWaiting()), *answers]
+        run(script, end, plan=replace(PLAN, login_seconds=2 * PATIENCE))
 
     def test_rules_4_13_it_lapsed_and_the_claim_is_ours_again(self) -> None:
         script = [*self.TAKEN_OVER, ("OpenBrowser", StillWaiting(), 130.0), (f"Save r5: claim {CLAIM}", Saved())]

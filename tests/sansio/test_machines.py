@@ -63,7 +63,7 @@ from tests.sansio.walks import CANARY, NOW, advance, shown
 from tests.sansio.worlds import round_trip
 
 EXAMPLES = int(os.environ.get("MCP_OAUTH_EXAMPLES", "40"))
-MOST_SEEDS = 30_000
+MOST_SEEDS = 100_000
 """Walks in which each row of a table must be taken."""
 
 PEERS = [machine for machine in BEGIN if Send in {effect for waits, _ in machine.TABLE.values() for effect in waits}]
@@ -127,7 +127,7 @@ SAMPLES: dict[type[Any], Event] = {
         UserFailed("no"),
         Allowed(),
         Woke(),
-        Acquired(None),
+        Acquired(None, left_by="pid 1"),
         Busy("x"),
         Released(),
         Loaded(None),

@@ -6,11 +6,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from mcp_oauth.sansio import renewal
+from mcp_oauth.sansio import exchange, renewal
 from mcp_oauth.sansio.errors import Reason
-from mcp_oauth.sansio.grant import GrantRecord, Intent, with_grant
+from mcp_oauth.sansio.exchange import INTENT_SECONDS, MOST_SKEW
+from mcp_oauth.sansio.grant import GrantRecord, Intent, LoginClaim, with_grant
 from mcp_oauth.sansio.messages import DEADLINE, Response
-from mcp_oauth.sansio.renewal import INTENT_SECONDS, MOST_SKEW
 from mcp_oauth.sansio.steps import (
     Acquired,
     Busy,
@@ -34,6 +34,10 @@ POST = "POST as.example/token rt1"
 INTENT = "Save r0: *as(at1 rt1) intent rt1 of us"
 RELEASE: Line = ("Release", Released())
 FULL = StoreFailed("disk full")
+
+
+OURS = Intent(SEED.text("intent"), parent(1), "us", NOW.wall + INTENT_SECONDS)
+"""Of the first start."""
 
 
 def leased(stored: GrantRecord, seconds: float = 13.0, at: float = 0.0) -> Line:
@@ -74,11 +78,44 @@ def test_a_lock_of_the_system_needs_no_intent() -> None:
     "answer, end",
     {
         "RULES-4.7-the-store-cannot-be-written": (FULL, "Failed store-failed"),
-        "RULES-4.10-somebody-saved-meanwhile": (Conflict(record(grant(2))), "Done none"),
+        "RULES-4.6-somebody-has-renewed-meanwhile": (Conflict(record(grant(2, left=3600))), "Done stored at2"),
+        "RULES-4.6-and-that-has-run-out": (Conflict(record(grant(2))), "Done none"),
+        "RULES-4.6-a-logout": (Conflict(record(logged_out=True)), "Done none"),
+        "RULES-4.6-the-record-is-gone": (Conflict(None), "Done none"),
+        "RULES-4.8-somebody-else-intends-to": (Conflict(record(OLD, intent=theirs())), "Sleep 0.0*"),
     },
 )
 def test_without_its_intent_nothing_is_sent(answer: Event, end: str) -> None:
     renew([(INTENT, answer), RELEASE], end)
+
+
+def outrun(n: int, **more: Any) -> Line:
+    """The intent meets a record that somebody has only noted something in."""
+    claim = LoginClaim("theirs", "pid 2 on host", NOW.wall + 20)
+    return (f"Save r{n}: *", Conflict(record(OLD, revision=f"r{n + 1}", login=claim, **more)))
+
+
+def test_rules_4_13_a_claim_that_was_saved_meanwhile_is_saved_over_under_the_same_lock() -> None:
+    both = "Save r1: *as(at1 rt1) claim theirs intent rt1 of us"
+    kept = "Save *: *as(at2 rt2) claim theirs"
+    run = renew([outrun(0), (both, Saved()), (POST, tokens(2)), (kept, Saved()), RELEASE], "Done renewed at2")
+    assert len({one.intent.attempt for one in saved(run) if one.intent}) == 2
+
+
+def test_rules_4_9_nothing_is_sent_if_that_takes_longer_than_the_lock_lasts() -> None:
+    renew([outrun(0), ("Save r1: *", Saved(), 3.1), RELEASE], "Sleep 0")
+
+
+def test_rules_4_10_outrun_four_times_it_looks_again() -> None:
+    saved(renew([*map(outrun, range(4)), RELEASE], "Done none"))
+
+
+def test_rules_4_8_an_earlier_intent_of_its_own_that_still_stands_is_not_waited_for() -> None:
+    """It was too late to send, and then outrun; the claim that did it was saved over the first intent."""
+    late: list[Line] = [(INTENT, Saved(), 4), RELEASE, ("Sleep 0", Woke()), leased(record(OLD, intent=OURS), at=4)]
+    again: Line = ("Save r1: *as(at1 rt1) claim theirs intent rt1 of us", Saved())
+    run = renew([*late, outrun(0, intent=OURS), again], POST)
+    assert run.end.state.task.cut_off == ""
 
 
 @table(
@@ -125,7 +162,7 @@ def test_rules_4_9_a_store_that_is_always_too_slow_is_told() -> None:
     {
         "RULES-4.9-presented-once-more-under-a-longer-lease": (Extended(NOW.elapsed + 10 + DEADLINE), POST),
         "RULES-4.9-not-long-enough": (Extended(NOW.elapsed + 9.9 + DEADLINE), "Save *: *as(at1 rt1 +15s)"),
-        "RULES-4.9-the-lease-is-lost": (Extended(None), "Save *: *as(at1 rt1 +15s)"),
+        "RULES-4.9-the-lease-is-lost": (Extended(None), "Release"),
         "RULES-4.9-nobody-can-tell": (FULL, "Save *: *as(at1 rt1 +15s)"),
     },
 )
@@ -133,8 +170,11 @@ def test_an_ambiguous_answer(answer: Event, then: str) -> None:
     renew([(INTENT, Saved()), (POST, LOST, 10), ("Extend", answer)], then)
 
 
-def test_rules_4_9_the_lease_is_lost_and_the_grant_kept() -> None:
-    script: list[Line] = [(INTENT, Saved()), (POST, LOST, 10), ("Extend", Extended(None))]
+TOO_SHORT: Line = ("Extend", Extended(NOW.elapsed + 9.9 + DEADLINE))
+
+
+def test_rules_4_9_the_lease_is_too_short_and_the_grant_kept() -> None:
+    script: list[Line] = [(INTENT, Saved()), (POST, LOST, 10), TOO_SHORT]
     run = renew([*script, ("Save *: *as(at1 rt1 +15s)", Saved()), RELEASE], "Failed renewal-ambiguous")
     assert "the answer to the renewal was lost: " in run.end.error.message
     assert saved(run)[-1].intent is None
@@ -144,6 +184,69 @@ def test_rules_4_9_both_answers_are_lost() -> None:
     extended = Extended(NOW.elapsed + 23)
     script: list[Line] = [(INTENT, Saved()), (POST, LOST, 10), ("Extend", extended), (POST, LOST, 20)]
     renew([*script, ("Save *: *as(at1 rt1 +25s)", Saved()), RELEASE], "Failed renewal-ambiguous")
+
+
+LOCK_LOST: tuple[Line, ...] = (
+    (INTENT, Saved()),
+    (POST, LOST, 10),
+    ("Extend", Extended(None)),
+    RELEASE,
+    ("Sleep 0", Woke(), 10),
+)
+"""The answer, and the lock with it: it starts again at once, within the server's grace."""
+LOCKED_ANEW: tuple[Line, ...] = (*LOCK_LOST, leased(record(OLD, intent=OURS), at=10))
+
+
+def test_rules_4_9_the_lock_is_lost_and_the_token_presented_once_more_under_a_new_one() -> None:
+    kept = "Save *: *as(at2 rt2)"
+    run = renew([*LOCKED_ANEW, (INTENT, Saved()), (POST, tokens(2)), (kept, Saved()), RELEASE], "Done renewed at2")
+    assert saved(run)[-1].grants[0].unanswered
+    assert run.notices == ["renewed"]
+
+
+@each("under", {"a-lease": 23.0, "a-lock-of-the-system": None})
+def test_rules_3_3_but_only_once_more_whatever_the_lock(under: float | None) -> None:
+    anew: Line = ("Acquire", Acquired(record(OLD), under and NOW.elapsed + under), 10)
+    sent: list[Line] = [*[(INTENT, Saved())] * (under is not None), (POST, LOST, 20)]
+    script = [*LOCK_LOST, anew, *sent, ("Save *: *as(at1 rt1 +25s)", Saved()), RELEASE]
+    run = renew(script, "Failed renewal-ambiguous")
+    assert "the answer to the renewal was lost: " in run.end.error.message
+    assert saved(run)[-1].grants[0].unanswered
+
+
+@table(
+    "stored, then",
+    {
+        "RULES-4.6-a-peer-has-renewed": (record(grant(2, left=3600)), "Done stored at2"),
+        "RULES-4.6-a-logout": (record(logged_out=True), "Done none"),
+        "RULES-4.8-a-peer-intends-to": (record(OLD, intent=theirs()), "Sleep 0.0*"),
+    },
+)
+def test_what_the_new_lock_finds(stored: GrantRecord, then: str) -> None:
+    renew([*LOCK_LOST, leased(stored, at=10), RELEASE], then)
+
+
+def test_rules_4_4_the_new_lock_is_a_peers() -> None:
+    script: list[Line] = [*LOCK_LOST, ("Acquire", Busy("pid 2 on host")), *seen(record(grant(2, left=3600)), 11)]
+    renew(script, "Done stored at2")
+
+
+def test_rules_4_9_not_processed_the_second_time_is_tried_again_and_the_first_remembered() -> None:
+    noted = replace(OLD, next_attempt_at=NOW.wall + 12, unanswered=True)
+    rest: list[Line] = [("Save *: *as(at1 rt1 +12s)", Saved()), RELEASE, ("Sleep 2", Woke(), 12)]
+    script = [*LOCKED_ANEW, (INTENT, Saved()), (POST, UNSENT), *rest, leased(record(noted), at=12)]
+    run = renew([*script, ("Save *", Saved()), (POST, LOST)], "Save *: *as(at1 rt1 +17s)")
+    assert all(one.grants[0].unanswered for one in saved(run)[2:])
+
+
+def test_design_1_the_lock_is_lost_after_three_starts() -> None:
+    script: list[Line] = []
+    for n, (at, seconds) in enumerate([(0, 1), (1, 2), (3, 4)]):
+        noted = record(replace(OLD, next_attempt_at=NOW.wall + at), revision=f"r{n}")
+        rest: list[Line] = [("Save *", Saved()), RELEASE, (f"Sleep {seconds}", Woke(), at + seconds)]
+        script += [leased(noted, at=at), ("Save *", Saved()), (POST, UNSENT), *rest]
+    lost: list[Line] = [("Save *", Saved()), (POST, LOST), ("Extend", Extended(None)), ("Save *", Saved()), RELEASE]
+    renew([*script[1:], leased(record(OLD), at=7), *lost], "Failed renewal-ambiguous")
 
 
 def test_each_start_has_an_intent_of_its_own() -> None:
@@ -175,7 +278,7 @@ def test_each_start_has_an_intent_of_its_own() -> None:
     },
 )
 def test_an_answer_was_lost_and_the_record_has_changed(theirs: GrantRecord, end: str) -> None:
-    script: list[Line] = [(INTENT, Saved()), (POST, LOST, 10), ("Extend", Extended(None))]
+    script: list[Line] = [(INTENT, Saved()), (POST, LOST, 10), TOO_SHORT]
     renew([*script, ("Save *: *as(at1 rt1 +15s)", Conflict(theirs)), RELEASE], end)
 
 
@@ -228,7 +331,7 @@ def test_rules_4_4_its_result_is_taken_as_soon_as_it_is_there() -> None:
 
 def test_rules_4_8_another_intent_is_another_wait_but_not_for_ever() -> None:
     script: list[Line] = [RELEASE]
-    for n in range(renewal.MOST_POLLS - 1):
+    for n in range(exchange.MOST_POLLS - 1):
         script += seen(record(OLD, intent=theirs(f"a{n // 12}")), float(n))
     run = renew([*script, *seen(record(OLD, intent=theirs("a9")), 36)], "Failed renewal-busy", STUCK)
     assert run.end.error.reason is Reason.RENEWAL_BUSY

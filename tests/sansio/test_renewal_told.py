@@ -5,9 +5,9 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from mcp_oauth.sansio import renewal
+from mcp_oauth.sansio.exchange import MOST_SKEW
 from mcp_oauth.sansio.grant import Grant, GrantRecord, Intent
 from mcp_oauth.sansio.messages import Response
-from mcp_oauth.sansio.renewal import MOST_SKEW
 from mcp_oauth.sansio.steps import Acquired, Event, Extended, Loaded, Released, Saved, Woke
 from tests.sansio.scripts import KEY, SEED, Line, each, grant, parent, play, record, saved, secret, tokens
 from tests.sansio.walks import LOST, NOW, UNSENT, answer, table
@@ -21,6 +21,7 @@ RELEASE: Line = ("Release", Released())
 DEAD = answer(400, error="invalid_grant", error_description=f"no such token {secret(1, 'rt')}")
 EXTENDED: Line = ("Extend", Extended(NOW.elapsed + 99))
 
+DEAD_HOLDER = "pid 3 on host since 2026-11-23T10:00:00Z"
 CUT_OFF = "pid 2 on host was cut off while it renewed this grant, and new tokens were lost: a login is needed"
 LOST_BEFORE = "An earlier renewal was not answered, and new tokens were lost: a login is needed"
 NOBODY_KNOWS = "The grant was revoked, has expired, or was used elsewhere: a login is needed"
@@ -31,14 +32,14 @@ def theirs(ends: float = -MOST_SKEW - 1, presented: int = 1) -> Intent:
     return Intent("a1", parent(presented), "pid 2 on host", NOW.wall + ends)
 
 
-def locked(stored: GrantRecord, lease: bool, at: float = 0.0) -> Line:
+def locked(stored: GrantRecord, lease: bool, at: float = 0.0, left_by: str = "") -> Line:
     valid_until = NOW.elapsed + at + 99 if lease else None
-    return ("Acquire", Acquired(stored, valid_until, exclusive=not lease), at)
+    return ("Acquire", Acquired(stored, valid_until, exclusive=not lease, left_by=left_by), at)
 
 
-def renew(script: list[Line], end: str, stored: GrantRecord, lease: bool = True) -> Run:
+def renew(script: list[Line], end: str, stored: GrantRecord, lease: bool = True, left_by: str = "") -> Run:
     step = renewal.begin(KEY, stored.grants[0], unlike=None, seed=SEED, jitter=0.0, holder="us")
-    return play(renewal, step, [locked(stored, lease), *script], end)
+    return play(renewal, step, [locked(stored, lease, left_by=left_by), *script], end)
 
 
 def refused(stored: GrantRecord) -> list[Line]:
@@ -69,6 +70,25 @@ def test_why_a_login_is_needed(stored: GrantRecord, lease: bool, why: str) -> No
     run = renew([*[INTEND] * lease, *refused(stored)], "Done dead", stored, lease)
     assert told(run) == f"{run.end.value.failure.message}. {why}"
     assert "[hidden]" in told(run)
+
+
+@each("between", {"RULES-4.7-at-once": False, "RULES-4.7-after-a-rest": True})
+def test_who_died_with_a_lock_of_the_system_is_told(between: bool) -> None:
+    """His note is there when the lock is taken for the first time, and not again."""
+    stored, noted = record(OLD), record(replace(OLD, next_attempt_at=NOW.wall + 1))
+    rest: list[Line] = [(POST, UNSENT), ("Save *: *", Saved()), RELEASE, ("Sleep 1", Woke(), 1)]
+    script = [*rest, locked(noted, lease=False, at=1), *refused(noted)] if between else refused(stored)
+    run = renew(script, "Done dead", stored, lease=False, left_by=DEAD_HOLDER)
+    assert told(run).endswith(CUT_OFF.replace("pid 2 on host", DEAD_HOLDER))
+
+
+def test_rules_4_15_why_is_kept_with_the_dead_grant_and_ends_with_it() -> None:
+    run = renew(refused(record(OLD)), "Done dead", record(OLD), lease=False)
+    buried = saved(run)[-1].grants[0]
+    assert f"{buried.refused_because}: a login is needed" == told(run)
+    again = replace(buried, refresh_token=secret(2, "rt"))
+    (renewed,) = saved(renew([("POST as.example/token rt2", tokens(3))], "Save *", record(again), lease=False))
+    assert renewed.grants[0].refused_because == ""
 
 
 def test_rules_4_8_a_holder_that_was_waited_for_in_vain() -> None:
@@ -127,7 +147,7 @@ def remembered(script: list[Line], then: str, one: Grant, lease: bool = False) -
     {
         "RULES-4.9-both-answers": ([(POST, LOST), (POST, Response(500))], False),
         "RULES-4.9-both-answers-under-a-lease": ([INTEND, (POST, LOST), EXTENDED, (POST, LOST)], True),
-        "RULES-4.9-not-presented-again": ([INTEND, (POST, LOST), ("Extend", Extended(None))], True),
+        "RULES-4.9-not-presented-again": ([INTEND, (POST, LOST), ("Extend", Extended(NOW.elapsed))], True),
     },
 )
 def test_it_is_remembered_that_no_answer_came(script: list[Line], lease: bool) -> None:
@@ -141,9 +161,9 @@ def test_an_answer_says_nothing_of_the_one_before(event: Event) -> None:
     assert remembered([(POST, event)], "Save *: *", UNANSWERED).unanswered
 
 
-def test_rules_4_9_new_tokens_end_it() -> None:
+def test_rules_4_9_new_tokens_end_it_unless_the_first_request_may_still_arrive() -> None:
     assert not remembered([(POST, tokens(2))], "Save *: *as(at2 rt2)", UNANSWERED).unanswered
-    assert not remembered([(POST, LOST), (POST, tokens(2))], "Save *: *as(at2 rt2)", OLD).unanswered
+    assert remembered([(POST, LOST), (POST, tokens(2))], "Save *: *as(at2 rt2)", OLD).unanswered
 
 
 @each("lease", {"RULES-4.15-under-a-lock": False, "RULES-4.15-under-a-lease": True})
@@ -151,6 +171,14 @@ def test_no_answer_and_then_a_refusal_in_one_breath(lease: bool) -> None:
     """A server without grace: what was lost a moment ago is why the same token is refused now."""
     sent: list[Line] = [INTEND, (POST, LOST), EXTENDED] if lease else [(POST, LOST)]
     run = renew([*sent, *refused(record(OLD))], "Done dead", record(OLD), lease)
+    assert told(run).endswith(LOST_BEFORE)
+
+
+def test_rules_4_15_no_answer_and_then_a_refusal_under_another_lock() -> None:
+    """The lock was lost with the answer."""
+    stored = record(OLD)
+    lost: list[Line] = [INTEND, (POST, LOST), ("Extend", Extended(None)), RELEASE, ("Sleep 0", Woke())]
+    run = renew([*lost, locked(stored, lease=True), INTEND, *refused(stored)], "Done dead", stored)
     assert told(run).endswith(LOST_BEFORE)
 
 

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from mcp_oauth.sansio import login, renewal, resource, upkeep
+from mcp_oauth.sansio.exchange import MOST_POLLS
 from mcp_oauth.sansio.grant import (
     Grant,
     GrantRecord,
@@ -19,7 +20,6 @@ from mcp_oauth.sansio.grant import (
 )
 from mcp_oauth.sansio.messages import Response
 from mcp_oauth.sansio.plan import Plan, PreRegistered
-from mcp_oauth.sansio.renewal import MOST_POLLS
 from mcp_oauth.sansio.steps import (
     Acquired,
     Await,
@@ -164,7 +164,21 @@ def test_no_grant(stored: Record | None, save: str, because: Because, logs_in: b
 def test_design_4_interactive_false_fails_before_anything() -> None:
     plan = replace(PLAN, interactive=False)
     failed = run(need("refused"), [("Load", Loaded(None))], "Failed authorization-required", plan)
-    assert "interactive=False" in failed.end.error.message
+    assert failed.end.error.message == f"{SERVER} needs a login, and interactive=False"
+
+
+@table(
+    "because, says",
+    {
+        "RULES-4.15-why-the-grant-is-dead": ("refused", "needs a login, and interactive=False: It is dead"),
+        "RULES-3.5-or-what-is-demanded": ("scope", "needs a login for the scopes b, and interactive=False"),
+    },
+)
+def test_interactive_false_says_why(because: Because, says: str) -> None:
+    dead = replace(OLD, refused=parent(1), refused_because="It is dead")
+    plan = replace(PLAN, interactive=False)
+    failed = run(need(because, scopes=("b",)), [loaded(dead)], "Failed authorization-required", plan)
+    assert failed.end.error.message == f"{SERVER} {says}"
 
 
 def test_the_store_fails() -> None:

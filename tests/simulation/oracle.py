@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from mcp_oauth.sansio.errors import Failure, Reason
+from mcp_oauth.sansio.exchange import MOST_RENEWALS
 from mcp_oauth.sansio.grant import Grant, GrantRecord, LoginClaim, Record, current_grant
 from mcp_oauth.sansio.messages import Headers, Request, Response
-from mcp_oauth.sansio.renewal import MOST_RENEWALS
 from mcp_oauth.sansio.steps import Notice
 from mcp_oauth.sansio.values import fingerprint
 from tests.simulation.scheduler import Task
@@ -449,8 +449,7 @@ _DEAD = {
     "exited",
 }  # fmt: skip
 REASONS_TO_LOG_IN = {
-    "refused", "scopes", "clients forgotten", "issuer changed", "logged out", "revoked elsewhere", "unavailable",
-    "refuses early", "killed",
+    "refused", "scopes", "clients forgotten", "issuer changed", "refuses early", "killed",
 }  # fmt: skip
 
 CAUSES: Mapping[Reason, set[str]] = {reason: set() for reason in Reason} | {

@@ -83,14 +83,15 @@ class Caught(NamedTuple):
 
     seed: int
     rule: str
+    what: str
 
 
 def caught(name: str, first: int = 0) -> Caught | None:
-    """The first seed whose run breaks a rule with this mistake and none without it."""
+    """The first seed whose run breaks the rule with this mistake, and none without it."""
     planted = PLANTED[name]
     for seed in range(first, first + MOST_SEEDS):
         with planted.plant():
             wrong = of_seed(seed, planted.kinds).wrong
-        if wrong is not None and of_seed(seed, planted.kinds).wrong is None:
-            return Caught(seed, wrong[0])
+        if wrong is not None and wrong[0] == planted.rule and of_seed(seed, planted.kinds).wrong is None:
+            return Caught(seed, *wrong)
     return None

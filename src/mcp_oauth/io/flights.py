@@ -328,7 +328,8 @@ def _needs_user() -> NoReturn:
 
 def _wake(seats: list[_Seat[Any]]) -> None:
     for seat in seats:
-        with suppress(RuntimeError):  # its event loop is closed: the waiter is gone
+        # Its event loop is closed, so the waiter is gone; and nothing that a waiter's own code raises is the others'.
+        with suppress(BaseException):
             seat.wake()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import zlib
 from collections import deque
@@ -53,14 +54,19 @@ class Stack(Protocol):
 
 
 _contexts: dict[Stack, Any] = {}
-_mutex = threading.Lock()
+_reading = threading.Lock()
 
 
 def _default_context(stack: Stack) -> Any:
-    with _mutex:
+    """One for all: it reads some hundred certificates."""
+    with _reading:
         if stack not in _contexts:
             _contexts[stack] = stack.create_ssl_context()
         return _contexts[stack]
+
+
+if hasattr(os, "register_at_fork"):  # the child of a fork that comes meanwhile would wait for ever
+    os.register_at_fork(before=_reading.acquire, after_in_parent=_reading.release, after_in_child=_reading.release)
 
 
 class Traffic:
@@ -102,20 +108,32 @@ class Traffic:
         )
 
     async def _send(self, client: Any, effect: Send) -> Answer:
+        answer: Answer = SendFailed(f"no answer within {effect.seconds:.0f} seconds", may_have_arrived=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_end_after, tasks.cancel_scope, effect.seconds)
+            answer = await self._try(client, effect)
+            tasks.cancel_scope.cancel()
+        return answer
+
+    async def _try(self, client: Any, effect: Send) -> Answer:
         stack = self._stack
         try:
-            with anyio.fail_after(effect.seconds):
-                return await _exchange(client, effect)
+            return await _exchange(client, effect)
         except (stack.ConnectError, stack.ConnectTimeout, stack.ProxyError) as error:
             return SendFailed(f"{type(error).__name__}: {error}", may_have_arrived=False)
         except (stack.UnsupportedProtocol, stack.InvalidURL) as error:
             return SendFailed(type(error).__name__, may_have_arrived=False)
-        except TimeoutError:
-            return SendFailed(f"no answer within {effect.seconds:.0f} seconds", may_have_arrived=True)
         except _Unreadable as error:
             return SendFailed(str(error), may_have_arrived=True)
         except Exception as error:  # also what a transport of the caller's raises: the token may be spent by now
             return SendFailed(type(error).__name__, may_have_arrived=True)  # its text may quote the message
+
+
+async def _end_after(scope: anyio.CancelScope, seconds: float) -> None:
+    """Cancel after `seconds`, in two parts: a process that was stopped for longer first reads what has come."""
+    for part in (0.9, 0.1):
+        await anyio.sleep(part * seconds)
+    scope.cancel()
 
 
 class _Unreadable(Exception):

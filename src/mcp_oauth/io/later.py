@@ -106,7 +106,12 @@ class Later:
     def _begin_next(self) -> bool:
         if (entry := self._next()) is None:
             return False
-        entry.context.run(entry.task, entry.last, self._over_for(entry))
+        over = self._over_for(entry)
+        try:
+            entry.context.run(entry.task, entry.last, over)
+        except BaseException as error:  # of an application's own code; its text may quote anything
+            log.error("a task in the background raised %s", type(error).__name__)
+            over(None)
         return True
 
     def _next(self) -> _Entry | None:
@@ -143,8 +148,13 @@ class Later:
                 self._entries.pop(entry.key, None)
 
     def _over_for(self, entry: _Entry) -> Over:
+        open_ends = [entry]  # a task that says it is over, and then raises, is over once
+
         def over(seconds: float | None) -> None:
             with self._changed:
+                if not open_ends:
+                    return
+                open_ends.clear()
                 self._under_way -= 1
                 if self._stands(entry) and seconds is not None and not entry.last:
                     self._enqueue(entry, seconds)

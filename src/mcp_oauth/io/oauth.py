@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -60,8 +61,19 @@ _unsaved: dict[Pin, GrantRecord] = {}
 SAVE_AGAIN = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 """Seconds between the tries to save one again, the last ones for ever; a run of its upkeep tries at once."""
 
+_pinning = threading.RLock()
+"""Re-entrant: the garbage collector may run anything at any allocation."""
+
+
+def _forget() -> None:
+    """In a forked child: two processes must not own one rotating token."""
+    global _pinning
+    _pinning = threading.RLock()
+    _unsaved.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unsaved.clear)  # two processes must not own one rotating token
+    os.register_at_fork(after_in_child=_forget)
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -272,7 +284,7 @@ class BaseOAuth(ABC):
                 trip.landed(outcome(), own)
             except NeedsUser:
                 trip.needs_user()
-            except Exception as error:  # of an application's own code
+            except BaseException as error:  # of an application's own code
                 trip.result = NotEnsured(failure(Reason.STOPPED, f"the application raised {type(error).__name__}"))
             go_on()
 
@@ -291,16 +303,28 @@ class BaseOAuth(ABC):
         return self._plan.interactive and need.may_login and not _only_renewal(need)
 
     def pin(self, outcome: Outcome, given: GrantRecord | None = None) -> None:
-        """Remember the record that the store would not take (RULES 4.11); without one, that `given` is settled."""
+        """Remember the record that the store would not take (RULES 4.11); without one, that `given` is settled.
+
+        `given` is what this run was given. What another run has pinned since is newer.
+        """
         pin = (self._store.identity, self._key)
-        if outcome.unsaved is not None:
-            _unsaved[pin] = outcome.unsaved
-            self._save_later(pin)
-        elif _unsaved.get(pin) is given:
-            self._settle(pin)
+        with _pinning:
+            newer = _unsaved.get(pin) is not given
+            if outcome.unsaved is not None and not (newer and outcome.how == "stored"):
+                _unsaved[pin] = outcome.unsaved
+            elif not newer:
+                _unsaved.pop(pin, None)
+        self._see_to(pin)
 
     def _settle(self, pin: Pin) -> None:
-        if _unsaved.pop(pin, None) is not None:
+        with _pinning:
+            _unsaved.pop(pin, None)
+        self._see_to(pin)
+
+    def _see_to(self, pin: Pin) -> None:
+        if pin in _unsaved:
+            self._save_later(pin)
+        else:
             LATER.drop(pin)
             self._save_later(pin)  # another run may have pinned another record in between
 
@@ -344,7 +368,7 @@ class BaseOAuth(ABC):
                 outcome()
             except NeedsUser:  # somebody logs in meanwhile: not to be waited for
                 return fly("renewal")
-            except Exception as error:  # of an application's own code; its text may quote anything
+            except BaseException as error:  # of an application's own code; its text may quote anything
                 log.error("saving tokens again raised %s", type(error).__name__)
             if last and not own and pin in _unsaved:
                 return fly("upkeep")  # the other run may have tried it before the program ended
@@ -403,8 +427,8 @@ class BaseOAuth(ABC):
         if self._on_notice is not None:
             try:
                 self._on_notice(notice)
-            except Exception:
-                log.exception("on_notice failed")  # between a rotation and its save, nothing may end the run
+            except BaseException:  # sys.exit() too: between a rotation and its save, nothing may end the run
+                log.exception("on_notice failed")
 
 
 class _Trip:

@@ -206,7 +206,7 @@ class Ports:
             record = _record(self._store.load(key), key)
             self._held.push(held.pop_all())
             self._lease = lease
-        return Acquired(record, lease.valid_until, lease.exclusive)
+        return Acquired(record, lease.valid_until, lease.exclusive, lease.left_by)
 
     def _extend(self) -> Event:
         lease = self._lease

@@ -84,13 +84,22 @@ def held_back(plan: Plan, need: Need, record: GrantRecord | None, now: Now) -> F
         if len(denied) >= MOST_DENIALS or any(set(wanted) == set(one) for one in denied):
             return failure(Reason.STEP_UP_DENIED, f"{' '.join(wanted)} was denied before")
     if not plan.interactive:
-        asked = f" for the scopes {' '.join(need.scopes)}" if need.because == "scope" and need.scopes else ""
-        return failure(Reason.AUTHORIZATION_REQUIRED, f"{plan.server_url} needs a login{asked}, and interactive=False")
+        return failure(Reason.AUTHORIZATION_REQUIRED, _nobody_there(plan, need, current_grant(record)))
     held_until = (record.no_login_before if record is not None else None) or 0.0
     # Further ahead than that it was noted by another clock (RULES 4.14).
     if need.because not in ("asked", "forced") and now.wall < held_until <= now.wall + HOLD_BACK:
         return failure(Reason.LOGIN_HELD_BACK, f"no new login at {plan.server_url} unasked")
     return None
+
+
+def _nobody_there(plan: Plan, need: Need, grant: Grant | None) -> str:
+    """What the login would be for, or why the grant that was there needs another one."""
+    asked, why = "", ""
+    if need.because == "scope":
+        asked = f" for the scopes {' '.join(need.scopes)}" if need.scopes else ""
+    elif grant is not None and grant.refused_because:
+        why = f": {grant.refused_because}"
+    return f"{plan.server_url} needs a login{asked}, and interactive=False{why}"
 
 
 def adoptable(login: Login, now: Now) -> Token | None:

@@ -69,10 +69,12 @@ class Grant(Value, frozen=True):
     extra_token_params: tuple[tuple[str, str], ...] = ()
     refused: str | None = None
     """Fingerprint of the refresh token that the server refused: dead (RULES 4.2)."""
+    refused_because: str = ""
+    """What a person is told of that, in whatever program a login is needed (RULES 4.15)."""
     client_refused: bool = False
     """It is dead because the server does not know the client any more (RULES 2.11)."""
     unanswered: bool = False
-    """Its refresh token was sent, and no answer came: the server may have spent it (RULES 4.9)."""
+    """Its refresh token, or the one before, was sent and not answered: what comes of that is unknown (RULES 4.9)."""
     refusals: int = 0
     """Renewals in a row that were refused with another error than invalid_grant (FN 5)."""
     next_attempt_at: float | None = None

@@ -139,6 +139,17 @@ class Beating(Value, frozen=True, tag="login.Beating"):
     inner: AwaitingRedirect
 
 
+class Watching(Value, frozen=True, tag="login.Watching"):
+    """Somebody else has taken over while the person decides: has he finished?"""
+
+    shown = ("inner",)
+
+    login: Login
+    chosen: Chosen
+    ready: Ready
+    inner: AwaitingRedirect
+
+
 class Saving(Value, frozen=True, tag="login.Saving"):
     """The new grant is being saved."""
 
@@ -174,6 +185,7 @@ State = (
     | Readying
     | Authorizing
     | Beating
+    | Watching
     | Saving
     | Withdrawing
     | Revoking
@@ -238,9 +250,12 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
             return _authorized(login, chosen, ready, authorization_code.advance(inner, event, now=now), now)
         case Beating(login, chosen, ready, inner), Saved() | StoreFailed():
             return _go_on(login, chosen, ready, inner, now)
+        case Watching(login, chosen, ready, inner), StoreFailed():
+            return _go_on(login, chosen, ready, inner, now)
         case Beating(login, chosen, ready, inner), Conflict(theirs):
-            login = replace(login, record=grants(theirs))
-            return _overtaken(login, now) or _go_on(login, chosen, ready, inner, now)
+            return _seen(replace(login, record=grants(theirs)), chosen, ready, inner, now)
+        case Watching(login, chosen, ready, inner), Loaded(theirs):
+            return _seen(replace(login, record=grants(theirs)), chosen, ready, inner, now)
         case Saving(inner), _:
             return _saving(keeping.advance(inner, event, now=now))
         case Withdrawing(_, error), Saved() | StoreFailed():
@@ -387,10 +402,10 @@ def _authorized(
 def _beat(login: Login, chosen: Chosen, ready: Ready, inner: AwaitingRedirect, now: Now) -> Out:
     """Renew the claim. The record that is being saved counts as seen: if the save fails, the next one tells.
 
-    A claim of somebody else who has taken over is left in peace. The person may still answer us first.
+    A claim of somebody else who has taken over is left in peace, and looked at: the person may still answer us first.
     """
     if attempt.taken_over(login, now):
-        return _go_on(login, chosen, ready, inner, now)
+        return Await(Watching(login, chosen, ready, inner), Load(login.key))
     expected = login.record.revision if login.record is not None else None
     record = replace(
         attempt.claimed(login, now, attempt.HEARTBEAT), revision=login.seed.text(f"beat/{login.again}", inner.round)
@@ -402,12 +417,12 @@ def _go_on(login: Login, chosen: Chosen, ready: Ready, inner: AwaitingRedirect, 
     return _authorized(login, chosen, ready, authorization_code.advance(inner, StillWaiting(), now=now), now)
 
 
-def _overtaken(login: Login, now: Now) -> Out | None:
-    """Somebody logged out, or took over and logged in: this login is of no use any more."""
+def _seen(login: Login, chosen: Chosen, ready: Ready, inner: AwaitingRedirect, now: Now) -> Out:
+    """If somebody logged out, or took over and logged in, this login is of no use any more."""
     if login.record is not None and login.record.logged_out:
         return Failed(failure(Reason.LOGGED_OUT, "a logout came between"))
     theirs = _theirs(login, now)
-    return Done(theirs) if theirs is not None else None
+    return Done(theirs) if theirs is not None else _go_on(login, chosen, ready, inner, now)
 
 
 def _unauthorized(login: Login, chosen: Chosen, ready: Ready, error: Failure, now: Now) -> Out:
@@ -467,7 +482,7 @@ TABLE: Table = {
     Discovering: inside(discovery.TABLE, Discovering, Asking, *_READY),
     Asking: ((AskIssuer,), {Allowed: _READY, UserFailed: (Withdrawing,)}),
     Readying: inside(client.TABLE, *_READY, Failed),
-    Authorizing: inside(authorization_code.TABLE, *_READY, Beating, Saving, Failed),
+    Authorizing: inside(authorization_code.TABLE, *_READY, Beating, Watching, Saving, Failed),
     Beating: (
         (Save,),
         {
@@ -475,6 +490,10 @@ TABLE: Table = {
             StoreFailed: (Authorizing, Withdrawing, Failed),
             Conflict: (Authorizing, Withdrawing, Done, Failed),
         },
+    ),
+    Watching: (
+        (Load,),
+        {Loaded: (Authorizing, Withdrawing, Done, Failed), StoreFailed: (Authorizing, Failed)},
     ),
     Saving: inside(keeping.TABLE, Saving, Revoking, Done, Failed),
     Withdrawing: ((Save,), {Saved: (Failed,), StoreFailed: (Failed,), Conflict: (Withdrawing, Failed)}),

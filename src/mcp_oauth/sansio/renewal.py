@@ -15,17 +15,23 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mcp_oauth.sansio import keeping, revocation, token_endpoint
+from mcp_oauth.sansio import exchange, keeping, revocation, token_endpoint
 from mcp_oauth.sansio.errors import Failure, Reason, failure
+from mcp_oauth.sansio.exchange import (
+    AFTER_AMBIGUITY,
+    HURRIED_POLLS,
+    INTENT_SECONDS,
+    LONGEST_REST,
+    MOST_POLLS,
+    MOST_RENEWALS,
+    RETRIES,
+    Task,
+)
 from mcp_oauth.sansio.grant import (
     Grant,
     GrantRecord,
     Intent,
-    Token,
-    alive,
     current_grant,
-    fresh,
-    renewable,
     token_of,
     with_grant,
 )
@@ -63,61 +69,9 @@ from mcp_oauth.sansio.steps import (
     within,
 )
 from mcp_oauth.sansio.token_endpoint import TokenAnswer
-from mcp_oauth.sansio.values import Now, Secret, Seed, Value, fingerprint
+from mcp_oauth.sansio.values import Now, Seed, Value, fingerprint
 
-MOST_POLLS = 36
-"""Looks at a busy lock, from 50 ms to 1 s apart: about 30 seconds (RULES 4.4)."""
-HURRIED_POLLS = 3
-"""The same where the token at hand still serves: a quarter of a second."""
-RETRIES = (1.0, 2.0, 4.0)
-"""Seconds before a request is sent again that was certainly not processed (RULES 3.3)."""
-LONGEST_REST = 60.0
-"""Seconds of a Retry-After that are obeyed, and the furthest that a next attempt is put off."""
-AFTER_AMBIGUITY = 5.0
-"""Seconds before the next try, after two answers were lost or after a refusal."""
-MOST_REFUSALS = 3
-"""Refusals in a row, by OAuth errors other than invalid_grant, after which only a login helps (FN 5)."""
-MOST_RENEWALS = 30
-"""Renewals of one grant in a minute (RULES 3.4)."""
-INTENT_SECONDS = DEADLINE + 3.0
-"""An intent is good for a request with its deadline, and waited for as long (RULES 4.8)."""
-MOST_SKEW = 60.0
-"""Seconds by which the clocks of two machines may differ: an intent that is over for longer is not waited for."""
 MOST_EFFECTS = 4 * MOST_POLLS + 8 * len(RETRIES) + 6 + keeping.MOST_EFFECTS + revocation.MOST_EFFECTS
-
-
-class Task(Value, frozen=True):
-    """What is to be renewed."""
-
-    shown = ("key", "polls", "tries", "rests")
-
-    key: str
-    seed: Seed
-    jitter: float
-    holder: str
-    """How others see who renews."""
-    lineage: str
-    presented: str
-    """Fingerprint of the refresh token that was judged to be renewed."""
-    unlike: str | None
-    """Fingerprint of the access token that will not do."""
-    client_secret: Secret | None = None
-    """The one that is configured now, for a pre-registered client: it may have been changed since the login."""
-    serving: Token | None = None
-    """The token at hand, which is alive: what to go on with when the lock stays busy."""
-    polls: int = 0
-    tries: int = 0
-    """Requests that were certainly not processed."""
-    rests: int = 0
-    """Times that it started again."""
-    cut_off: str = ""
-    """Who was going to send the same refresh token and has not saved what came of it."""
-    unanswered: bool = False
-    """The same refresh token was sent before, and no answer came."""
-    watched: str = ""
-    """The intent that was seen last,"""
-    until: float = 0.0
-    """and the elapsed seconds until which it may be under way."""
 
 
 class Rest(Value, frozen=True):
@@ -290,12 +244,12 @@ def begin(
 def advance(state: State, event: Event, *, now: Now) -> Out:
     """See the table below, and the rules above."""
     match state, event:
-        case Locking(task), Acquired(record, valid_until):
-            return _acquired(task, grants(record), valid_until, now)
+        case Locking(task), Acquired(record, valid_until, _, left_by):
+            return _acquired(replace(task, cut_off=left_by or task.cut_off), grants(record), valid_until, now)
         case Intending(), Saved():
             return _intended(state, now)
-        case Intending(), Conflict():
-            return _release(Outcome())
+        case Intending(task, valid_until=valid_until), Conflict(theirs):
+            return _outrun(task, grants(theirs), valid_until, now)
         case Locking(task), Busy(holder):
             return _busy(task, holder)
         case Waiting(task, holder), Woke():
@@ -317,7 +271,7 @@ def advance(state: State, event: Event, *, now: Now) -> Out:
         case Noting(_, then, told), Saved() | StoreFailed():
             return noting(_release(then), *([told] if told is not None else []))
         case Noting(task, then), Conflict(theirs):
-            return _release(Outcome() if _moved_on(task, grants(theirs)) else then)
+            return _release(Outcome() if exchange.moved_on(task, grants(theirs)) else then)
         case Releasing(then, revoke), Released():
             return _released(then, revoke)
         case Resting(task), Woke():
@@ -350,78 +304,30 @@ def _busy(task: Task, holder: str) -> Out:
 
 
 def _looked(task: Task, record: GrantRecord | None, now: Now) -> Out:
-    token = _adoptable(task, record, now)
+    token = exchange.adoptable(task, record, now)
     if token is not None:
         return Done(Outcome("stored", token))
-    task, theirs = _watch(task, record, now)
+    task, theirs = exchange.watch(task, record, now)
     return _lock(task) if theirs is None else _busy(task, theirs.holder)
-
-
-def _adoptable(task: Task, record: GrantRecord | None, now: Now) -> Token | None:
-    """A peer's token that will do (RULES 4.6). One of another login is for upkeep to judge (RULES 4.3)."""
-    grant = current_grant(record)
-    if grant is None or grant.lineage != task.lineage or not fresh(grant, now, task.jitter):
-        return None
-    token = token_of(grant)
-    return token if token.fingerprint != task.unlike else None
 
 
 def _acquired(task: Task, record: GrantRecord | None, valid_until: float | None, now: Now) -> Out:
     """Read again under the lock: stop if a peer was faster or the grant is another one (RULES 4.6)."""
-    token = _adoptable(task, record, now)
+    token = exchange.adoptable(task, record, now)
     if token is not None:
         return _release(Outcome("stored", token))
     grant = current_grant(record)
-    if record is None or grant is None or not _judged(task, grant):
+    if record is None or grant is None or not exchange.judged(task, grant):
         return _release(Outcome())
-    seconds = _put_off(grant, now)
+    seconds = exchange.put_off(grant, now)
     if seconds > 0:
         return _postponed(task, grant, now, seconds)
-    if len(_recent(grant, now)) >= MOST_RENEWALS:
-        return _release(_too_often(task, grant))
-    grant = _as_configured(task, grant)
+    if len(exchange.recent(grant, now)) >= MOST_RENEWALS:
+        return _release(exchange.too_often(task, grant))
+    grant = replace(exchange.as_configured(task, grant), unanswered=task.unanswered or grant.unanswered)
     if valid_until is None:
-        return _send(Sending(task, record, grant, now))
+        return _send(Sending(task, record, grant, now, again=task.unanswered))
     return _intend(task, record, grant, valid_until, now)
-
-
-def _as_configured(task: Task, grant: Grant) -> Grant:
-    client = grant.registration
-    if client.kind != "preregistered" or client.auth_method == "none" or task.client_secret is None:
-        return grant
-    return replace(grant, registration=replace(client, client_secret=task.client_secret))
-
-
-def _judged(task: Task, grant: Grant) -> bool:
-    return renewable(grant) and fingerprint(grant.refresh_token or "") == task.presented
-
-
-def _moved_on(task: Task, record: GrantRecord | None) -> bool:
-    """Somebody else has another refresh token by now, while the answer to this one was bad or lost."""
-    grant = current_grant(record)
-    return grant is not None and not _judged(task, grant)
-
-
-def _serves(task: Task, grant: Grant, now: Now) -> bool:
-    """The access token at hand will still do: an early renewal may fail without harm (FN 11)."""
-    return alive(grant, now) and fingerprint(grant.access_token) != task.unlike
-
-
-def _put_off(grant: Grant, now: Now) -> float:
-    """Seconds until the next attempt. What lies further ahead than anybody puts it off was noted by another clock."""
-    seconds = (grant.next_attempt_at or now.wall) - now.wall
-    return seconds if seconds <= LONGEST_REST else 0.0
-
-
-def _recent(grant: Grant, now: Now) -> tuple[float, ...]:
-    return tuple(at for at in grant.renewals if now.wall - 60.0 < at <= now.wall)
-
-
-def _too_often(task: Task, grant: Grant) -> Outcome | Failure:
-    """A token that nobody refused is used all the same, whatever its expiry says (RULES 4.12)."""
-    if fingerprint(grant.access_token) != task.unlike:
-        return Outcome("stored", token_of(grant))
-    return failure(Reason.RENEWAL_TOO_OFTEN, f"{MOST_RENEWALS} renewals within a minute")
 
 
 # --- The intent, where the lock is a lease ----------------------------------------------------------------------------
@@ -429,57 +335,43 @@ def _too_often(task: Task, grant: Grant) -> Outcome | Failure:
 
 def _intend(task: Task, record: GrantRecord, grant: Grant, valid_until: float, now: Now) -> Out:
     """Say what is going to be sent, before it is (RULES 4.7); or wait for who said so before."""
-    task, theirs = _watch(task, record, now)
-    if theirs is not None and _serves(task, grant, now):
+    task, theirs = exchange.watch(task, record, now)
+    if theirs is not None and exchange.serves(task, grant, now):
         return _release(Outcome("stored", token_of(grant)))
     if theirs is not None:
         return _release(Waiting(task, theirs.holder))
-    if record.intent is not None and record.intent.presented == task.presented and not _is_mine(task, record.intent):
+    if record.intent is not None and exchange.is_theirs(task, record.intent):
         task = replace(task, cut_off=record.intent.holder)
-    attempt = task.seed.text("intent", task.rests)
-    mine = Intent(attempt, task.presented, task.holder, now.wall + INTENT_SECONDS)
+    mine = Intent(task.seed.text("intent", task.rests), task.presented, task.holder, now.wall + INTENT_SECONDS)
     intended = replace(record, intent=mine, revision=task.seed.text("intended", task.rests))
-    task = replace(task, watched=attempt, until=now.elapsed)  # what came of it is known here: it is not waited for
     return Await(Intending(task, intended, grant, valid_until), Save(task.key, intended, record.revision))
-
-
-def _is_mine(task: Task, intent: Intent) -> bool:
-    """The one before the last rest: nothing was sent, or certainly not processed."""
-    return intent.attempt == task.seed.text("intent", task.rests - 1)
-
-
-def _watch(task: Task, record: GrantRecord | None, now: Now) -> tuple[Task, Intent | None]:
-    """The intent that may be under way, as far as anybody can tell who has not watched it for long enough (RULES 4.8).
-
-    By our own clock, since theirs may be another.
-    """
-    intent = record.intent if record is not None else None
-    if intent is None or intent.presented != task.presented or now.wall > intent.send_until + MOST_SKEW:
-        return task, None
-    if intent.attempt != task.watched:
-        task = replace(task, watched=intent.attempt, until=now.elapsed + INTENT_SECONDS)
-    return task, intent if now.elapsed < task.until else None
 
 
 def _intended(state: Intending, now: Now) -> Out:
     """Send only if the lease outlives the deadline, by both clocks (RULES 4.9); else start again."""
     task = state.task
     in_time = state.record.intent is not None and now.wall + DEADLINE <= state.record.intent.send_until
-    if in_time and _outlives(state.valid_until, now):
-        return _send(Sending(task, state.record, state.grant, now, lease=True))
+    if in_time and exchange.outlives(state.valid_until, now):
+        return _send(Sending(task, state.record, state.grant, now, lease=True, again=task.unanswered))
     if task.tries < len(RETRIES):
         return _release(Rest(replace(task, tries=task.tries + 1), 0.0))
     return _release(failure(Reason.STORE_FAILED, "its saves take longer than its locks last"))
 
 
-def _outlives(valid_until: float | None, now: Now) -> bool:
-    """The lease lasts until the answer must be there; None: it is lost."""
-    return valid_until is not None and now.elapsed + DEADLINE <= valid_until
+def _outrun(task: Task, record: GrantRecord | None, valid_until: float, now: Now) -> Out:
+    """Somebody saved something meanwhile, maybe only his claim of a login: judge that, still under the lock."""
+    if task.tries == len(RETRIES):
+        return _release(Outcome())
+    return _acquired(replace(task, tries=task.tries + 1, rests=task.rests + 1), record, valid_until, now)
 
 
 def _extended(sending: Sending, reason: str, valid_until: float | None, now: Now) -> Out:
-    if _outlives(valid_until, now):
+    """Once more at once; where the lock was lost, under a new one."""
+    if exchange.outlives(valid_until, now):
         return _send(replace(sending, sent=now, again=True))
+    task = sending.task
+    if valid_until is None and task.tries < len(RETRIES):
+        return _release(Rest(replace(task, unanswered=True, tries=task.tries + 1), 0.0))
     return _lost(sending, reason, now)
 
 
@@ -522,7 +414,7 @@ def _not_processed(state: Sending, reason: str, seconds: float, now: Now) -> Out
     """Certainly not: sleep without the lock, start again (RULES 4.9)."""
     task = state.task
     seconds = max(seconds, RETRIES[min(task.tries, len(RETRIES) - 1)])
-    if task.tries < len(RETRIES) and not _serves(task, state.grant, now):
+    if task.tries < len(RETRIES) and not exchange.serves(task, state.grant, now):
         return _note(state, Rest(replace(task, tries=task.tries + 1), seconds), now, seconds)
     message = f"the token endpoint is unavailable: {reason}"
     error = failure(Reason.RENEWAL_UNAVAILABLE, message, url=state.grant.token_endpoint)
@@ -548,47 +440,29 @@ def _lost(state: Sending, reason: str, now: Now) -> Out:
 def _refused(state: Sending, refusal: Failure, now: Now) -> Out:
     """Only `invalid_grant` means that the token is dead, and only after a fresh read (RULES 3.2)."""
     grant = state.grant
-    served = _serves(state.task, grant, now)
-    if refusal.oauth_error != "invalid_grant" and (served or not _hopeless(grant, refusal)):
-        return _note(state, refusal, now, AFTER_AMBIGUITY, refusals=int(_counts(refusal) and not served))
+    served = exchange.serves(state.task, grant, now)
+    if refusal.oauth_error != "invalid_grant" and (served or not exchange.hopeless(grant, refusal)):
+        return _note(state, refusal, now, AFTER_AMBIGUITY, refusals=int(exchange.counts(refusal) and not served))
     if refusal.oauth_error == "invalid_grant" and served:
         # Some servers refuse an early renewal only (FN 11): the token at hand lives, so ask again when it does not.
         return _note(state, refusal, now, min((grant.expires_at or now.wall) - now.wall, LONGEST_REST))
     return Await(Confirming(replace(state.task, unanswered=grant.unanswered), refusal), Load(state.task.key))
 
 
-def _hopeless(grant: Grant, refusal: Failure) -> bool:
-    """Other refusals after which only a login helps: a forgotten client of our own making (RULES 2.11), or many."""
-    if refusal.reason is Reason.CLIENT_REFUSED and grant.registration.kind != "dcr":
-        return False
-    return refusal.oauth_error == "invalid_client" or (_counts(refusal) and grant.refusals + 1 >= MOST_REFUSALS)
-
-
-def _counts(refusal: Failure) -> bool:
-    """The authorization server itself said no: not a page of a gateway before it, and not that it cannot just now."""
-    if refusal.oauth_error in ("temporarily_unavailable", "server_error", "slow_down"):
-        return False
-    return refusal.oauth_error is not None or refusal.reason is Reason.CLIENT_REFUSED
-
-
 def _note(state: Sending, then: After, now: Now, seconds: float, refusals: int = 0) -> Out:
     """Save when the next attempt may be made, then go on to `then`; an early renewal goes on with the token it has."""
     old = state.grant
     grant = replace(old, next_attempt_at=now.wall + seconds, refusals=old.refusals + refusals)
-    record = _next_revision(state.task, with_grant(state.record, grant))
-    if _serves(state.task, grant, now):
+    record = exchange.next_revision(state.task, with_grant(state.record, grant))
+    if exchange.serves(state.task, grant, now):
         then = Outcome("stored", token_of(grant))
     notice = Notice("renewal-postponed", f"the next renewal is tried in {seconds:.0f} s at the earliest")
     return Await(Noting(state.task, then), Save(state.task.key, record, state.record.revision), (notice,))
 
 
-def _next_revision(task: Task, record: GrantRecord) -> GrantRecord:
-    return replace(record, revision=task.seed.text("revision", task.rests))
-
-
 def _postponed(task: Task, grant: Grant, now: Now, seconds: float) -> Out:
     """Somebody else was told to wait: so do we."""
-    if _serves(task, grant, now):
+    if exchange.serves(task, grant, now):
         return _release(Outcome("stored", token_of(grant)))
     if task.tries < len(RETRIES):
         return _release(Rest(replace(task, tries=task.tries + 1), seconds))
@@ -612,10 +486,11 @@ def _renewed(state: Sending, answer: TokenAnswer, now: Now) -> Out:
         parent=state.task.presented,
         generation=old.generation + 1,
         refused=None,
-        unanswered=False,
+        refused_because="",
+        unanswered=state.again,  # the first request may still arrive, and end the whole family
         refusals=0,
         next_attempt_at=None,
-        renewals=(*_recent(old, now), now.wall),
+        renewals=(*exchange.recent(old, now), now.wall),
     )
     task = state.task
     keep = Keep(task.key, "renewed", grant, task.seed.child("keep", task.rests), task.unlike)
@@ -632,28 +507,14 @@ def _saving(step: Step[keeping.State, Kept]) -> Out:
 def _confirmed(task: Task, refusal: Failure, record: GrantRecord | None) -> Out:
     """Still the current token: it is dead, and everybody may know."""
     grant = current_grant(record)
-    if record is None or grant is None or not _judged(task, grant):
+    if record is None or grant is None or not exchange.judged(task, grant):
         return _release(Outcome())
     forgotten = refusal.reason is Reason.CLIENT_REFUSED
-    buried = _next_revision(
-        task,
-        with_grant(record, replace(grant, refused=task.presented, client_refused=forgotten or grant.client_refused)),
-    )
-    told = Notice("grant-refused", f"{refusal.message}. {_why(task, refusal)}: a login is needed")
+    why = f"{refusal.message}. {exchange.why(task, refusal)}"
+    dead = replace(grant, refused=task.presented, refused_because=why, client_refused=forgotten or grant.client_refused)
+    buried = exchange.next_revision(task, with_grant(record, dead))
+    told = Notice("grant-refused", f"{why}: a login is needed")
     return Await(Noting(task, Outcome(failure=refusal), told), Save(task.key, buried, record.revision))
-
-
-def _why(task: Task, refusal: Failure) -> str:
-    """What a person is told who has to log in again (RULES 4.15)."""
-    if refusal.reason is Reason.CLIENT_REFUSED:
-        return "It does not know this client any more"
-    if refusal.oauth_error != "invalid_grant":
-        return f"It has refused {MOST_REFUSALS} renewals in a row"
-    if task.cut_off:
-        return f"{task.cut_off} was cut off while it renewed this grant, and new tokens were lost"
-    if task.unanswered:
-        return "An earlier renewal was not answered, and new tokens were lost"
-    return "The grant was revoked, has expired, or was used elsewhere"
 
 
 def _release(then: After, revoke: Grant | None = None) -> Out:
@@ -679,12 +540,12 @@ TABLE: Table = {
     ),
     Waiting: ((Sleep,), {Woke: (Looking,)}),
     Looking: ((Load,), {Loaded: (Locking, Waiting, Done, Failed), StoreFailed: (Failed,)}),
-    Intending: ((Save,), {Saved: (Sending, Releasing), Conflict: (Releasing,), StoreFailed: (Releasing,)}),
+    Intending: ((Save,), {Saved: (Sending, Releasing), Conflict: (Intending, Releasing), StoreFailed: (Releasing,)}),
     Sending: (
         (Send,),
         {Response: (Sending, Extending, Saving, Confirming, Noting), SendFailed: (Sending, Extending, Noting)},
     ),
-    Extending: ((Extend,), {Extended: (Sending, Noting), StoreFailed: (Noting,)}),
+    Extending: ((Extend,), {Extended: (Sending, Releasing, Noting), StoreFailed: (Noting,)}),
     Saving: inside(keeping.TABLE, Saving, Releasing),
     Confirming: ((Load,), {Loaded: (Noting, Releasing), StoreFailed: (Releasing,)}),
     Noting: ((Save,), {Saved: (Releasing,), Conflict: (Releasing,), StoreFailed: (Releasing,)}),

@@ -221,13 +221,15 @@ class Woke(Value, frozen=True):
 class Acquired(Value, frozen=True):
     """The lock is ours; this is what is stored."""
 
-    shown = ("record", "valid_until", "exclusive")
+    shown = ("record", "valid_until", "exclusive", "left_by")
 
     record: Record | None
     valid_until: float | None = None
     """Elapsed seconds at which a lease lapses; None: a kernel lock."""
     exclusive: bool = True
     """A previous holder is certainly dead (kernel locks only)."""
+    left_by: str = ""
+    """Who had a kernel lock and died with it, as in `Busy`; "": nobody."""
 
 
 class Extended(Value, frozen=True):

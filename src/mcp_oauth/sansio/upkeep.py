@@ -26,6 +26,7 @@ from mcp_oauth.sansio.grant import (
     token_of,
 )
 from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
+from mcp_oauth.sansio.messages import DEADLINE
 from mcp_oauth.sansio.plan import Plan, agrees, as_client_of
 from mcp_oauth.sansio.resource import Found
 from mcp_oauth.sansio.revocation import Revoked
@@ -347,9 +348,13 @@ def _after_login(run: Run, outcome: Outcome) -> Out:
 
 
 def _fruitless(run: Run, grant: Grant, now: Now) -> bool:
-    """The token was obtained a moment ago, and refused while it lived without ever having been accepted."""
+    """The token was obtained a moment ago, and refused without ever having been accepted.
+
+    Not if it may have run out on its way, and was meant to last for longer than a way takes.
+    """
+    ran_out = not alive(grant, now) and (grant.expires_at or 0.0) - grant.obtained_at > DEADLINE
     seconds = UNACCEPTED if grant.generation else FRUITLESS
-    return alive(grant, now) and _unaccepted(run.need, grant) and _within(seconds, grant.obtained_at, now)
+    return not ran_out and _unaccepted(run.need, grant) and _within(seconds, grant.obtained_at, now)
 
 
 def _unaccepted(need: Need, grant: Grant) -> bool:

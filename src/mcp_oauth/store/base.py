@@ -82,6 +82,11 @@ class Lease(Protocol):
         """True for a lock of the system: a previous holder that did not release it is certainly dead."""
         ...
 
+    @property
+    def left_by(self) -> str:
+        """That holder, named as in `Held`; "" where it released the lock, or nobody knows who it was."""
+        ...
+
     def extend(self) -> bool:
         """Let the lease run anew from now on; False: it is lost. A lock of the system just stays held.
 
@@ -101,8 +106,9 @@ class ProcessLease:
     valid_until: float | None = None
     exclusive = True
 
-    def __init__(self, release: Callable[[], object]) -> None:
+    def __init__(self, release: Callable[[], object], *, left_by: str = "") -> None:
         """Leaving the context calls `release`, once, and only in the process that made this."""
+        self.left_by = left_by
         self._release: Callable[[], object] | None = release
         self._process = os.getpid()
 

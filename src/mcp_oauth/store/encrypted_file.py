@@ -119,11 +119,12 @@ class EncryptedFileStore:
         with locks.told(self._folder), contextlib.ExitStack() as undo:
             self._key()
             slot = _slot(key)
-            if (held := locks.take(self._path(slot, ".lock"), self._path(slot, ".holder"), undo)) is not None:
-                return held
+            left_by = locks.take(self._path(slot, ".lock"), self._path(slot, ".holder"), undo)
+            if isinstance(left_by, Held):
+                return left_by
             undo.callback(self._drop_reserve, slot)
             self._reserve(slot)
-            return ProcessLease(undo.pop_all().close)
+            return ProcessLease(undo.pop_all().close, left_by=left_by)
 
     def change_password(self, password: str | None) -> None:
         """Keep the store's key under another password from now on; stores that are open stay open.

@@ -163,11 +163,11 @@ class KeyringStore:
         """Try once to take the lock, and prove that the keyring is open and takes what is written."""
         with self._told(), contextlib.ExitStack() as undo:
             folder, slot = self._folder(), self._place(key).item
-            held = locks.take(folder / f"{slot}.lock", folder / f"{slot}.holder", undo)
-            if held is not None:
-                return held
+            left_by = locks.take(folder / f"{slot}.lock", folder / f"{slot}.holder", undo)
+            if isinstance(left_by, Held):
+                return left_by
             self._run(self._try_writing)
-            return ProcessLease(undo.pop_all().close)
+            return ProcessLease(undo.pop_all().close, left_by=left_by)
 
     # Under a lock or not, on the thread of an operation.
 

@@ -65,25 +65,29 @@ def guard(path: Path) -> Generator[None]:
         yield
 
 
-def take(path: Path, note: Path, undo: contextlib.ExitStack) -> Held | None:
-    """Try once to take a lock until `undo` is closed, noting who has it; or say who has."""
+def take(path: Path, note: Path, undo: contextlib.ExitStack) -> Held | str:
+    """Try once to take a lock until `undo` is closed, noting who has it; or say who has.
+
+    Returns who had it before and died with it, since his note is still there; "" where there is none.
+    """
     try:
         undo.enter_context(lock(path, wait=0))
     except Timeout:
-        return Held(_holder(note))
+        return Held(_noted(note) or "another process, which has yet to say which")
+    left_by = _noted(note)
     undo.callback(discard, note)
     # The note only serves a message, and on Windows a peer that reads it is in the way. What proves that there is room
     # for a successor (RULES 4.7) is the caller's next step.
     with contextlib.suppress(OSError), os.fdopen(create(note), "wb") as file:
         file.write(msgspec.json.encode(this_process()))
-    return None
+    return left_by
 
 
-def _holder(note: Path) -> str:
+def _noted(note: Path) -> str:
     try:
         return str(msgspec.json.decode(read(note), type=Holder))
-    except (OSError, msgspec.DecodeError):
-        return "another process, which has yet to say which"
+    except (OSError, ValueError, RecursionError):  # whatever it is, the lock does not depend on it
+        return ""
 
 
 # Folders.
