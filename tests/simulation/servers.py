@@ -241,7 +241,8 @@ class AuthorizationServer:
         }.get(kind, False)
         self.reused(found, taken)
         if taken and kind == "replay" and found.answer is not None:
-            return document(200, found.answer)
+            left = self.access_tokens[found.answer["access_token"]].expires_at - at
+            return document(200, {**found.answer, "expires_in": left})
         if taken:
             return self._rotate(found, at)
         if kind != "refuse":
