@@ -164,7 +164,7 @@ def test_a_renewal_is_early_unless_the_token_is_in_its_last_tenth(at: float, ver
 
 @pytest.mark.slow
 def test_a_fleet_loses_only_what_was_killed_before_its_save() -> None:
-    plan = Plan(Rules(60, lifetime=6, latency=0.02), seconds=40, calm=24, processes=3, rate=10, pause=2, restarts=2)
+    plan = Plan(Rules(60, lifetime=6, latency=0.02), seconds=30, calm=20, processes=3, rate=10, pause=2, restarts=2)
     result = fleet.run(plan)
     assert fleet.wrong(result) == []
     assert result.killed > 0

@@ -186,6 +186,7 @@ class _HaltingLease:
         self._inner = inner
         self._store = store
         self.valid_until = inner.valid_until
+        self.left_by = inner.left_by
 
     def extend(self) -> bool:
         self._store.at(EXTENDING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -290,6 +291,15 @@ class TestOidcProvider:
     def test_the_lifetime_of_new_access_tokens_is_set(self, server: OidcProvider, login: Login) -> None:
         server.set(accessTokenTtl=7)
         assert login.refresh(login.tokens["refresh_token"]).json()["expires_in"] == 7
+
+    def test_a_request_that_is_cut_off_in_its_body_is_no_matter(self, server: OidcProvider, login: Login) -> None:
+        for url, path in ((server.mcp, "/mcp"), (server.issuer, "/token")):
+            host, _, port = urlsplit(url).netloc.partition(":")
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode())
+        for _ in range(3):
+            assert login.rpc("tools/list").status_code == 200
+        assert server.stats()["requests"]["POST /token"] == 1
 
     def test_requests_are_counted(self, server: OidcProvider, login: Login) -> None:
         login.refresh(login.tokens["refresh_token"])

@@ -7,11 +7,13 @@ import gzip
 import select
 import socket
 import ssl
+import threading
 import time
 import zlib
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 import trustme
 
@@ -121,6 +123,37 @@ def test_FN_30_an_exchange_ends_at_its_total_deadline(stack: Any, head: bytes, d
     assert isinstance(failed, SendFailed)
     assert failed.may_have_arrived
     assert took < 2
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_came_while_the_process_was_stopped_for_longer_than_the_deadline_is_read(stack: Any, backend: str) -> None:
+    """In two parts, so that it takes more than one look at the socket. Only the sender's own thread is stopped."""
+    asked, stopping, answered = (threading.Event() for _ in range(3))
+
+    def answer(connection: socket.socket) -> None:
+        asked.set()
+        assert stopping.wait(PATIENCE)
+        for part in (OK + b"content-length: 80000\r\n\r\n", bytes(80_000)):
+            connection.sendall(part)
+        answered.set()
+
+    async def stopped() -> None:
+        while not asked.is_set():
+            await anyio.sleep(0.01)
+        stopping.set()
+        assert answered.wait(PATIENCE)
+        time.sleep(1.7)
+
+    async def main(origin: str) -> Any:
+        oauth = DRIVERS[stack]("https://mcp.example/mcp", store=MemoryStore())
+        async with oauth.open_sender() as sender, anyio.create_task_group() as tasks:
+            tasks.start_soon(stopped)
+            return await sender(Send(get(origin), 1 << 20, 1.5))
+
+    with raw(answer) as origin:
+        response = anyio.run(main, origin, backend=backend)
+    assert isinstance(response, Response)
+    assert len(response.body) == 80_000
 
 
 def closed_port() -> str:

@@ -150,6 +150,9 @@ function call({ method, params }, claims) {
   return {};
 }
 
+// Who cut off its request in the middle waits for no answer; whatever else fails ends this server.
+const unlessCutOff = (handle) => (req, res) => handle(req, res).catch((error) => { if (req.complete) throw error; });
+
 async function readJson(req) {
   const chunks = [];
   for await (const chunk of req) chunks.push(chunk);
@@ -205,6 +208,6 @@ const [[asServer, issuer], [rsServer, resource], [controlServer, controlOrigin]]
 const mcp = `${resource}/mcp`;
 const provider = counted(new Provider(issuer, configuration(mcp)));
 asServer.on('request', authorizationServer(provider));
-rsServer.on('request', mcpServer(tokenVerifier(provider, issuer, mcp), issuer, mcp));
-controlServer.on('request', control);
+rsServer.on('request', unlessCutOff(mcpServer(tokenVerifier(provider, issuer, mcp), issuer, mcp)));
+controlServer.on('request', unlessCutOff(control));
 console.log(`\nREADY ${JSON.stringify({ issuer, mcp, control: controlOrigin })}`);

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
-import keyring.backend
-import keyring.core
 import pytest
 
 from mcp_oauth.store.base import Store
 from mcp_oauth.store.memory import MemoryStore
 from tests.servers import openbao, redis_server, secret_service
 from tests.store.files import FILE
+from tests.store.keyrings import use_keyring_of
 from tests.store.peer import Peer, Recipe
 
 Again = Callable[[], Store]
@@ -41,11 +40,7 @@ def secret_service_bus() -> Iterator[secret_service.SecretService]:
 
 @pytest.fixture
 def session_bus(secret_service_bus: secret_service.SecretService, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real gnome-keyring is the keyring of this process and of those that it starts, whatever was found before."""
-    monkeypatch.setattr(keyring.core, "_keyring_backend", None)
-    monkeypatch.delitem(vars(keyring.backend.get_all_keyring), "saved_result", raising=False)
-    for name, value in secret_service_bus.environment.items():
-        monkeypatch.setenv(name, value)
+    use_keyring_of(secret_service_bus, monkeypatch)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mcp_oauth.store import sealing
-from mcp_oauth.store.base import Held, Lease, Saved
+from mcp_oauth.store.base import Held, Lease, Saved, Store
 from mcp_oauth.store.encrypted_file import EncryptedFileStore
 from tests.store.peer import Step, text
 
@@ -32,7 +32,7 @@ def put(store: EncryptedFileStore, key: str, value: bytes, revision: str = "r1",
     assert store.save(key, value, revision=revision, expected=expected) == Saved(durable=True)
 
 
-def take(store: EncryptedFileStore, key: str) -> Lease:
+def take(store: Store, key: str) -> Lease:
     lease = store.try_lock(key)
     assert not isinstance(lease, Held), lease
     return lease

@@ -1,4 +1,4 @@
-"""Simulated keyrings: what no machine of ours has, or what no real one does when asked to.
+"""A real keyring for a test, and simulated ones: what no machine of ours has, or what no real one does when asked to.
 
 `windows` and `keychain` are the real backends of the library, on a simulated system below them. The others are
 backends made up here, in memory.
@@ -12,12 +12,24 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import keyring.backend
+import keyring.core
 import pytest
 from keyring.backend import KeyringBackend
 from keyring.errors import PasswordDeleteError, PasswordSetError
 
+from tests.servers.secret_service import SecretService
+
 BLOB_BYTES = 2560
 """CRED_MAX_CREDENTIAL_BLOB_SIZE of wincred.h."""
+
+
+def use_keyring_of(service: SecretService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real gnome-keyring is that of this process and of those that it starts, whatever was found before."""
+    monkeypatch.setattr(keyring.core, "_keyring_backend", None)
+    monkeypatch.delitem(vars(keyring.backend.get_all_keyring), "saved_result", raising=False)
+    for name, value in service.environment.items():
+        monkeypatch.setenv(name, value)
 
 
 class Died(BaseException):

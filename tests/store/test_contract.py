@@ -16,6 +16,7 @@ from mcp_oauth.sansio.grant import GrantRecord, decode, encode, grant_key
 from mcp_oauth.store.base import Conflict, DamagedError, Held, Lease, ProcessLease, Saved, Store, Stored
 from mcp_oauth.store.lease import LEASE_SECONDS, elapsed
 from mcp_oauth.store.memory import MemoryStore
+from tests.store.files import take
 from tests.store.peer import Peer, Recipe, text
 from tests.store.raw import raw
 
@@ -25,12 +26,6 @@ Start = Callable[..., Peer]
 
 def put(store: Store, key: str, value: bytes, revision: str = "r1", expected: str | None = None) -> None:
     assert isinstance(store.save(key, value, revision=revision, expected=expected), Saved)
-
-
-def take(store: Store, key: str) -> Lease:
-    lease = store.try_lock(key)
-    assert not isinstance(lease, Held), lease
-    return lease
 
 
 # Values.
@@ -347,13 +342,17 @@ def test_rules_4_7_a_lock_is_held_across_processes_and_says_by_whom(recipe: Reci
     assert isinstance(held, Held)
     assert held.holder.startswith(f"pid {peer.pid} on ")
     peer.ask("unlock", key="key")
-    with take(store, "key"):
+    with take(store, "key") as lease:
+        assert lease.left_by == "", "it was released"
         assert peer.ask("lock", key="key").startswith(f"pid {os.getpid()} on ")
 
 
 @pytest.mark.slow
 def test_fn2_the_lock_of_a_killed_process_is_free(recipe: Recipe, start: Start) -> None:
-    """At once if it is the system's, when it lapses if it is a lease. No forked child of the dead keeps it."""
+    """At once if it is the system's, which says whose it was; when it lapses if it is a lease.
+
+    No forked child of the dead keeps it.
+    """
     store, childless, parent = recipe.store(), start(recipe), start(recipe)
     with take(store, "of the living") as living:
         lapses = living.valid_until
@@ -362,13 +361,14 @@ def test_fn2_the_lock_of_a_killed_process_is_free(recipe: Recipe, start: Start) 
         parent.tell("idle_child")
         child = parent.hear("child")
         try:
-            keys = ("of the dead", "of the dead parent")
+            keys = {"of the dead": childless, "of the dead parent": parent}
             assert all(isinstance(store.try_lock(key), Held) for key in keys)
             for peer in (childless, parent):
                 os.kill(peer.pid, signal.SIGKILL)
                 peer.process.wait()
-            for key in keys:
-                with freed(store, key, living):
+            for key, peer in keys.items():
+                with freed(store, key, living) as lease:
+                    assert lease.left_by.startswith(f"pid {peer.pid} on ") if lease.exclusive else lease.left_by == ""
                     put(store, key, b"value")
             assert os.getpgid(child), "still there"
             assert lapses is None or elapsed() >= lapses, "a lease is not taken from its holder before it lapses"

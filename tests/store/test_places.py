@@ -125,6 +125,24 @@ def test_a_note_in_the_way_of_a_reader_is_no_matter(
     again.__exit__(None, None, None)
 
 
+@pytest.mark.parametrize("make", LOCKING.values(), ids=LOCKING)
+@pytest.mark.parametrize(
+    "note",
+    [b"", b"{", b'{"pid": 1}', b"\xff", b'{"pid": 1, "host": "\xff", "since": ""}', b"[" * 10_000],
+    ids=["empty", "cut-off", "half", "no-json", "no-text", "deep"],
+)
+def test_rules_4_7_a_note_that_says_nothing_is_no_matter(
+    folder: Path, make: Callable[[Path], EncryptedFileStore | KeyringStore], note: bytes
+) -> None:
+    store = make(folder)
+    with take(store, "key"):
+        (place,) = folder.rglob("*.holder")
+    place.write_bytes(note)
+    with take(store, "key") as lease:
+        assert lease.left_by == ""
+    assert not place.exists()
+
+
 def test_rules_4_7_a_successor_in_the_way_is_a_matter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, create = EncryptedFileStore(folder), locks.create
 
