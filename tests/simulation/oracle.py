@@ -317,7 +317,7 @@ class Oracle:
         return (
             None
             if result.status == 200
-            else {"refused", "scopes", "logged out", "revoked elsewhere", "issuer changed", "clock jumped"}
+            else {"refused", "scopes", "logged out", "revoked elsewhere", "issuer changed", "clock jumped", "stopped"}
         )
 
     def browser_opened(self, session: Session) -> None:
