@@ -46,7 +46,7 @@ test test-cov: setup parts ## every test, with coverage
 	$(PYTEST) --cov --cov-report=term
 
 unit: $(VENV)/.ready parts ## the quick tests of TESTS, by default all, that need nothing from npm
-	$(PYTEST) $(TESTS) --ignore=tests/integration -m 'not slow'
+	$(PYTEST) $(TESTS) --ignore=tests/integration --ignore=tests/force -m 'not slow'
 
 lint: typecheck ## formatting, style, types (mypy and pyright), the layers
 	$(VENV)/bin/ruff format --check .
