@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -9,6 +10,9 @@ from mcp_oauth.io import later as module
 from mcp_oauth.io.later import LATER, Over
 from mcp_oauth.sansio.steps import Notice
 from tests.io.servers import PATIENCE
+
+NO_THREADS_AT_EXIT = (3, 12) <= sys.version_info < (3, 12, 2)
+"""These Pythons start no thread once their main thread has ended (CPython issue 113964), and say so to who asks."""
 
 
 class Clockwork:

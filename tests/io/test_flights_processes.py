@@ -18,11 +18,11 @@ def say(*words):
 """
 
 
-def run(program: str) -> str:
-    """Run a program in a process of its own, and return what it says."""
+def run(program: str, *, stderr: str = "") -> str:
+    """Run a program in a process of its own, and return what it says; `stderr` is what it complains of."""
     command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", PROGRAM + program]  # of fork
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, stderr)
     return done.stdout
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from mcp_oauth.io import later as module
 from mcp_oauth.io.later import Later, Over
+from tests.io.clockwork import NO_THREADS_AT_EXIT
 from tests.io.servers import PATIENCE
 from tests.io.test_flights_processes import run
 
@@ -220,6 +221,8 @@ def test_at_exit_a_task_that_is_under_way_is_tried_once_more() -> None:
 began = threading.Event()
 def begin(last, over):
     say(last)
+    if last:
+        return over(3600.0)
     began.set()
     def end():
         threading.main_thread().join()
@@ -240,9 +243,10 @@ def late():
     threading.main_thread().join()
     LATER.add("key", lambda last, over: (say(last), over(3600.0)), 3600.0, at_exit=True)
 threading.Thread(target=late).start()
-"""
+""",
+        stderr="no thread could be started: nothing is done in the background for now\n" if NO_THREADS_AT_EXIT else "",
     )
-    assert said.splitlines() == ["True"]
+    assert said.splitlines() == ([] if NO_THREADS_AT_EXIT else ["True"])
 
 
 def test_a_forked_child_has_no_tasks_and_may_have_its_own() -> None:
