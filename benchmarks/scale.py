@@ -227,11 +227,12 @@ def _renewals(report: Report) -> tuple[int, ...]:
 
 def row(stub: Stub, kind: str, count: int) -> Row:
     """Measure so many grants. What they cost in memory is that of the memory store in any case."""
-    memory = Memory(*_alone(counted, stub, count), _alone(resident, stub, count))
-    return Row(kind, count, memory, _alone(times, stub, kind, count), _alone(storm, stub, kind, count))
+    memory = Memory(*alone(counted, stub, count), alone(resident, stub, count))
+    return Row(kind, count, memory, alone(times, stub, kind, count), alone(storm, stub, kind, count))
 
 
-def _alone(measure: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def alone(measure: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `measure` finds in a process of its own, where nothing else is counted."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(measure, *args, **kwargs).result()
 

@@ -231,7 +231,7 @@ NOT_PUBLISHED = "the checkout itself is installed, and not what a package index 
 AUTH_TO_CLEAR = (
     "tokens from .* are saved",
     "notion-mcp\\t$server\\tvalid",
-    r"Access token\t\.\.\.\w{4}\n",
+    r"Access token\t\.\.\.[\w-]{4}\n",
     r"Protocol\t\d{4}-\d\d-\d\d",
     "revoked the refresh token",
     "revoked the access token",
