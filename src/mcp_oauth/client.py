@@ -50,7 +50,7 @@ V = TypeVar("V")
 
 
 class ClientOptions(TypedDict, total=False):
-    """The rarer options, which are those of every `OAuth`: see `io.oauth.Options` and `io.httpx_like.HttpxOptions`."""
+    """The rarer options, which are those of every `OAuth`: `io.options.Options`, `io.httpx_like.HttpxOptions`."""
 
     user: User | Agent | None
     on_notice: Callable[[Notice], None] | None

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 from mcp_oauth.exceptions import TokenStorageError, from_failure
 from mcp_oauth.io.flights import FLIGHTS
 from mcp_oauth.io.httpx_like import DIRECT, HttpxOptions, HttpxPlug
-from mcp_oauth.io.oauth import JITTER, Client, make_plan
+from mcp_oauth.io.options import JITTER, Client, make_plan
 from mcp_oauth.io.ports import now
 from mcp_oauth.io.stacks import installed
 from mcp_oauth.sansio import uris
@@ -62,7 +62,7 @@ class OAuthHandler:
     def __init__(self, token_manager: TokenManager | None = None, **options: Unpack[HttpxOptions]) -> None:
         """Without a token manager one is made: of `store` and `account`, or of the best store of this system.
 
-        The options are those of `OAuth` (`io.oauth.Options`, `io.httpx_like.HttpxOptions`): `client`, `interactive`,
+        The options are those of `OAuth` (`io.options.Options`, `io.httpx_like.HttpxOptions`): `client`, `interactive`,
         `user`, …; `scopes` are those of calls that name none. Raises `TypeError` for an option that there is not, and
         `ConfigurationError` for a `client` whose secret every server's authorization server would get (RULES 2.9): a
         `PreRegistered` with a secret needs its `issuer`, and a `Dynamic` takes no `initial_access_token`.

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from mcp_oauth import labels
 from mcp_oauth.exceptions import OAuthError, TokenStorageError, from_failure
 from mcp_oauth.io.drive import drive
-from mcp_oauth.io.oauth import make_plan
+from mcp_oauth.io.options import make_plan
 from mcp_oauth.io.ports import Answer, Ports, WallClock, now
 from mcp_oauth.io.user import as_user
 from mcp_oauth.labels import KeptCredential, Label

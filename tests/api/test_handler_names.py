@@ -9,7 +9,7 @@ import pytest
 
 from mcp_oauth.exceptions import ConfigurationError
 from mcp_oauth.handler import OAuthHandler
-from mcp_oauth.io.oauth import Client
+from mcp_oauth.io.options import Client
 from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, PreRegistered
 from mcp_oauth.store.memory import MemoryStore
 from mcp_oauth.token_manager import TokenManager

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from mcp_oauth.cli.commands import _client as client_of_options
 from mcp_oauth.cli.session import Session
-from mcp_oauth.io.oauth import Client
+from mcp_oauth.io.options import Client
 from mcp_oauth.sansio.grant import ClientKind, current_grant, encode
 from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, PreRegistered
 from mcp_oauth.store.base import Conflict, Held, ProcessLease, Saved, Stored

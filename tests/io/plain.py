@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from mcp_oauth.io.flights import FLIGHTS
-from mcp_oauth.io.oauth import BaseOAuth, Sender
+from mcp_oauth.io.oauth import BaseOAuth
+from mcp_oauth.io.sending import Sender
 from mcp_oauth.io.ports import Answer
 from mcp_oauth.sansio.messages import Response
 from mcp_oauth.sansio.steps import Send

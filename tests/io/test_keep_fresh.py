@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from mcp_oauth.io import fresh, ports
-from mcp_oauth.io.oauth import JITTER
+from mcp_oauth.io.options import JITTER
 from mcp_oauth.sansio.keeping import Outcome
 from mcp_oauth.sansio.steps import Need
 from mcp_oauth.sansio.values import Now

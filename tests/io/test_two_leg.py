@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from mcp_oauth.exceptions import AuthorizationError, ConfigurationError, OAuthError
 from mcp_oauth.io import two_leg as module
-from mcp_oauth.io.oauth import Client
+from mcp_oauth.io.options import Client
 from mcp_oauth.io.ports import now
 from mcp_oauth.io.two_leg import Leg, TwoLeg
 from mcp_oauth.sansio.errors import Reason

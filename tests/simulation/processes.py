@@ -9,22 +9,28 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mcp_oauth.io import flights, fresh, later, oauth, ports
-from mcp_oauth.io.drive import Advance, drive
-from mcp_oauth.io.flights import Flight, Flights
+from mcp_oauth.io import flights, fresh, later, oauth, options, ports
+from mcp_oauth.io.flights import Flights
 from mcp_oauth.io.later import Later
-from mcp_oauth.io.oauth import BaseOAuth, Sender
-from mcp_oauth.io.ports import Answer, Ports, Stopped
+from mcp_oauth.io.oauth import BaseOAuth
+from mcp_oauth.io.ports import Answer
+from mcp_oauth.io.sending import BlockingSender, Sender
 from mcp_oauth.io.user import UserError
 from mcp_oauth.sansio import access
-from mcp_oauth.sansio.errors import Failure, Reason, failure
+from mcp_oauth.sansio.errors import Failure
 from mcp_oauth.sansio.grant import GrantRecord, decode, grant_key
 from mcp_oauth.sansio.messages import Request, Response
-from mcp_oauth.sansio.steps import Answered, Await, Done, Effect, Ensure, Failed, Notice, Proceed, Send, Step
+from mcp_oauth.sansio.steps import Answered, Await, Done, Effect, Ensure, Failed, Notice, Proceed, Send
 from mcp_oauth.store import base, lease, memory
 from mcp_oauth.store import redis as redis_store
 from mcp_oauth.store import vault as vault_store
@@ -288,8 +294,9 @@ class SimulatedOAuth(BaseOAuth):
     def _notice(self, notice: Notice) -> None:
         self.process.world.oracle.told(self.process, notice)
 
-    def open_sender(self) -> AbstractAsyncContextManager[Sender]:
-        return self._sender()
+    def open_sender(self) -> AbstractAsyncContextManager[Sender] | AbstractContextManager[BlockingSender]:
+        """With threads, that of a stack that blocks."""
+        return nullcontext(self.process.send) if self.process.threads else self._sender()
 
     @asynccontextmanager
     async def _sender(self) -> AsyncGenerator[Sender, None]:
@@ -297,18 +304,6 @@ class SimulatedOAuth(BaseOAuth):
             return self.process.send(effect)
 
         yield send
-
-    def run(
-        self, flight: Flight, step: Step[S, R], advance: Advance[S, R], until: type[Effect] | tuple[()] = ()
-    ) -> Step[S, R]:
-        """With threads, by the sync drive."""
-        if not self.process.threads or until:
-            return super().run(flight, step, advance, until)
-        clock = oauth._FlightClock(flight)
-        try:
-            return drive(step, advance, self.process.send, Ports(self._store, self._user, clock, tell=self._tell))
-        except Stopped:
-            return Failed(failure(Reason.STOPPED, "nobody waited for it any more, or the program is ending"))
 
 
 # --- The store, as the oracle sees it ---------------------------------------------------------------------------------
@@ -552,6 +547,7 @@ def substituted(world: World) -> Generator[None, None, None]:
         (oauth, "_in_loop", in_loop),
         (oauth, "holder", lambda: world.process.name),
         (oauth, "JITTER", 0.0),
+        (options, "JITTER", 0.0),
         (oauth, "FLIGHTS", None),
         (oauth, "LATER", None),
         (fresh, "LATER", None),

@@ -20,7 +20,8 @@ import pytest
 from keyring.backend import KeyringBackend
 from keyring.backends import fail
 
-from mcp_oauth.io.oauth import BaseOAuth, Sender
+from mcp_oauth.io.oauth import BaseOAuth
+from mcp_oauth.io.sending import Sender
 from mcp_oauth.store import choose
 from mcp_oauth.store.base import Conflict, Held, Saved, Store, Stored, StoreError, UnavailableError
 from mcp_oauth.store.choose import AutoStore, TokenStoreBackend, TokenStoreFactory

@@ -18,7 +18,7 @@ from mcp_oauth.cli.options import FILE, LOOPBACK, ask, browser_option, secret, s
 from mcp_oauth.cli.output import clean
 from mcp_oauth.cli.session import CLIENT_NAME, Session, Target, canonical, unknown
 from mcp_oauth.io.httpx_like import DIRECT
-from mcp_oauth.io.oauth import Client
+from mcp_oauth.io.options import Client
 from mcp_oauth.io.stacks import installed
 from mcp_oauth.sansio.logout import LoggedOut
 from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, PreRegistered

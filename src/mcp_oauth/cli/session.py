@@ -12,7 +12,8 @@ import click
 from mcp_oauth.cli.failures import CommandError, Exit
 from mcp_oauth.cli.output import Screen
 from mcp_oauth.cli.places import FILES, Settings, make
-from mcp_oauth.io.oauth import LEVELS, Client
+from mcp_oauth.io.oauth import LEVELS
+from mcp_oauth.io.options import Client
 from mcp_oauth.io.stacks import installed
 from mcp_oauth.sansio import uris
 from mcp_oauth.sansio.grant import Grant

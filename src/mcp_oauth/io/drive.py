@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from mcp_oauth.io import trace
 from mcp_oauth.io.ports import Answer, Ports
-from mcp_oauth.sansio.steps import Await, Done, Effect, Event, Failed, Send, Step
+from mcp_oauth.sansio.steps import Await, Effect, Event, Send, Step
 from mcp_oauth.sansio.values import Now
 
 S = TypeVar("S")
@@ -22,10 +22,16 @@ class Advance(Protocol[S, R]):
         ...
 
 
-def drive(step: Step[S, R], advance: Advance[S, R], send: Callable[[Send], Answer], ports: Ports) -> Done[R] | Failed:
-    """Run a machine to its end in this thread."""
+def drive(
+    step: Step[S, R],
+    advance: Advance[S, R],
+    send: Callable[[Send], Answer],
+    ports: Ports,
+    until: type[Effect] | tuple[()] = (),
+) -> Step[S, R]:
+    """Run a machine in this thread: to its end, or to the first effect of the kind `until`."""
     with ports:
-        while isinstance(step, Await):
+        while isinstance(step, Await) and not isinstance(step.effect, until):
             _tell(ports, step)
             effect = step.effect
             trace.asking(effect)
@@ -43,10 +49,7 @@ async def drive_async(
     ports: Ports,
     until: type[Effect] | tuple[()] = (),
 ) -> Step[S, R]:
-    """The same in an event loop of its own, for an HTTP stack that needs one: only `send` is awaited.
-
-    It ends early before an effect of the kind `until`, with the step that asks for it.
-    """
+    """The same in an event loop of its own, for an HTTP stack that needs one: only `send` is awaited."""
     with ports:
         while isinstance(step, Await) and not isinstance(step.effect, until):
             _tell(ports, step)

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, ItemsView, Iterator, Mapping, MutableMapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import anyio
-
-from mcp_oauth.exceptions import from_failure
-from mcp_oauth.io.oauth import BaseOAuth, Options, Sender
-from mcp_oauth.io.ports import Answer, now
-from mcp_oauth.sansio import access, uris
+from mcp_oauth.io.oauth import BaseOAuth
+from mcp_oauth.io.options import Options
+from mcp_oauth.io.plug import MOST_DROPPED, Trip
+from mcp_oauth.io.sending import NOT_CODED, Body, Sender, sender
 from mcp_oauth.sansio.messages import Headers, Response
-from mcp_oauth.sansio.steps import Answered, Await, Done, Ensure, Event, Failed, Proceed, Send, SendFailed
+from mcp_oauth.sansio.steps import Ensure, Proceed, Send
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-MOST_DROPPED = 1 << 16
-"""Bytes of a challenged response that are read, so that its connection can be used again; a longer one is closed."""
-
-
 DIRECT: Mapping[str, Any] = {"http://": None}
 """The `mounts` of a client that obeys the environment's proxies for https only. Plain http is for loopback (RULES 1.3),
 and a proxy would read the tokens on it, if it found the way at all."""
-
-B = TypeVar("B", bytes, bytearray)
 
 
 class Stack(Protocol):
@@ -70,7 +61,7 @@ if hasattr(os, "register_at_fork"):  # the child of a fork that comes meanwhile 
 
 
 class Traffic:
-    """How OAuth traffic is sent: by a client of its own, opened for one run of a machine and closed with it."""
+    """The clients of OAuth traffic: each for one run of a machine, and closed with it."""
 
     def __init__(self, stack: Stack, *, transport: Callable[[], Any] | None, verify: Any, proxy: Any) -> None:
         self._stack = stack
@@ -78,22 +69,9 @@ class Traffic:
         self._verify = verify
         self._proxy = proxy
 
-    @asynccontextmanager
-    async def open(self) -> AsyncGenerator[Sender]:
-        """A sender; its client is made when there is something to send."""
-        async with AsyncExitStack() as opened:
-            client: Any = None
-
-            async def send(effect: Send) -> Answer:
-                nonlocal client
-                if client is None:
-                    try:
-                        client = await opened.enter_async_context(self._client())
-                    except Exception as error:  # a transport factory of the caller's, a proxy that cannot be
-                        return SendFailed(f"no HTTP client: {type(error).__name__}", may_have_arrived=False)
-                return await self._send(client, effect)
-
-            yield send
+    def open(self) -> AbstractAsyncContextManager[Sender]:
+        """A sender for one run."""
+        return sender(self._client, _exchange, self._unsent)
 
     def _client(self) -> Any:
         """No redirect followed, no cookie kept, nothing of the caller's client."""
@@ -107,88 +85,35 @@ class Traffic:
             verify=self._verify, proxy=self._proxy, cookies=cookies, follow_redirects=False, **made
         )
 
-    async def _send(self, client: Any, effect: Send) -> Answer:
-        answer: Answer = SendFailed(f"no answer within {effect.seconds:.0f} seconds", may_have_arrived=True)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_end_after, tasks.cancel_scope, effect.seconds)
-            answer = await self._try(client, effect)
-            tasks.cancel_scope.cancel()
-        return answer
-
-    async def _try(self, client: Any, effect: Send) -> Answer:
+    def _unsent(self, error: Exception) -> str | None:
         stack = self._stack
-        try:
-            return await _exchange(client, effect)
-        except (stack.ConnectError, stack.ConnectTimeout, stack.ProxyError) as error:
-            return SendFailed(f"{type(error).__name__}: {error}", may_have_arrived=False)
-        except (stack.UnsupportedProtocol, stack.InvalidURL) as error:
-            return SendFailed(type(error).__name__, may_have_arrived=False)
-        except _Unreadable as error:
-            return SendFailed(str(error), may_have_arrived=True)
-        except Exception as error:  # also what a transport of the caller's raises: the token may be spent by now
-            return SendFailed(type(error).__name__, may_have_arrived=True)  # its text may quote the message
-
-
-async def _end_after(scope: anyio.CancelScope, seconds: float) -> None:
-    """Cancel after `seconds`, in two parts: a process that was stopped for longer first reads what has come."""
-    for part in (0.9, 0.1):
-        await anyio.sleep(part * seconds)
-    scope.cancel()
-
-
-class _Unreadable(Exception):
-    """A body that is too long, or in a coding that was not asked for and is not known."""
+        if isinstance(error, (stack.ConnectError, stack.ConnectTimeout, stack.ProxyError)):
+            return f"{type(error).__name__}: {error}"
+        return type(error).__name__ if isinstance(error, (stack.UnsupportedProtocol, stack.InvalidURL)) else None
 
 
 async def _exchange(client: Any, effect: Send) -> Response:
     request = effect.request
-    headers = [*request.headers, ("accept-encoding", "identity")]
     # Who cannot be connected to has certainly not seen the request, so that ends before the deadline.
     timeout = (effect.seconds / 2, None, None, None)
     async with client.stream(
-        request.method, request.url, headers=headers, content=request.body, timeout=timeout
+        request.method, request.url, headers=[*request.headers, NOT_CODED], content=request.body, timeout=timeout
     ) as response:
-        body = await _body(response, effect.max_bytes)
-        return Response(response.status_code, tuple(response.headers.multi_items()), body)
+        return Response(
+            response.status_code, tuple(response.headers.multi_items()), await _body(response, effect.max_bytes)
+        )
 
 
 async def _body(response: Any, most: int) -> bytes:
     if response.is_stream_consumed:  # a transport that had it all, such as httpx's own for tests
-        return _within(bytes(response.content), most)
-    decode = _decoder(response.headers.get("content-encoding", "identity"), most)
-    body = bytearray()
+        body = Body(None, most)
+        body.add(response.content)
+        return body.whole()
+    body = Body(response.headers.get("content-encoding"), most)
     async with aclosing(response.aiter_raw()) as chunks:
         async for chunk in chunks:
-            body += decode(chunk, most - len(body))
-            _within(body, most)
-    return bytes(body)
-
-
-def _within(body: B, most: int) -> B:
-    if len(body) > most:
-        raise _Unreadable(f"the body is longer than {most} bytes")
-    return body
-
-
-def _decoder(coding: str, most: int) -> Callable[[bytes, int], bytes]:
-    """Codings were declined; who sends one all the same is decoded under the same limit."""
-    coding = coding.strip().lower()
-    if coding in ("", "identity"):
-        return lambda chunk, _left: chunk
-    if coding not in ("gzip", "x-gzip", "deflate"):
-        raise _Unreadable("the body has a content coding that was not asked for")
-    inflate = zlib.decompressobj(zlib.MAX_WBITS if coding == "deflate" else zlib.MAX_WBITS | 16)
-
-    def decode(chunk: bytes, left: int) -> bytes:
-        try:
-            data = inflate.decompress(chunk, left + 1)
-        except zlib.error:
-            raise _Unreadable("the body's content coding is broken") from None
-        if inflate.unconsumed_tail:
-            raise _Unreadable(f"the body is longer than {most} bytes")
-        return data
-
-    return decode
+            body.add(chunk)
+    return body.whole()
 
 
 # --- The plug ---------------------------------------------------------------------------------------------------------
@@ -235,39 +160,35 @@ class HttpxPlug(BaseOAuth):
 
     def sync_auth_flow(self, request: Any) -> Generator[Any, Any, None]:
         """One request of a caller, in a thread."""
-        trip = _Request(self, request)
-        while trip.effect is not None:
-            if isinstance(trip.effect, Ensure):
-                trip.ensured(self.ensure(trip.effect.need))
+        sent = _Request(self, request)
+        while (effect := sent.trip.effect) is not None:
+            if isinstance(effect, Ensure):
+                sent.trip.ensured(self.ensure(effect.need))
             else:
-                if trip.response is not None:
-                    _drop(self._stack, trip.response)
-                trip.answered((yield trip.outgoing(trip.effect)))
+                if sent.response is not None:
+                    _drop(self._stack, sent.response)
+                sent.answered((yield sent.outgoing(effect)))
 
     async def async_auth_flow(self, request: Any) -> AsyncGenerator[Any, Any]:
         """One request of a caller, in a task of asyncio or trio."""
-        trip = _Request(self, request)
-        while trip.effect is not None:
-            if isinstance(trip.effect, Ensure):
-                trip.ensured(await self.ensure_async(trip.effect.need))
+        sent = _Request(self, request)
+        while (effect := sent.trip.effect) is not None:
+            if isinstance(effect, Ensure):
+                sent.trip.ensured(await self.ensure_async(effect.need))
             else:
-                if trip.response is not None:
-                    await _adrop(self._stack, trip.response)
-                trip.answered((yield trip.outgoing(trip.effect)))
+                if sent.response is not None:
+                    await _adrop(self._stack, sent.response)
+                sent.answered((yield sent.outgoing(effect)))
 
 
 class _Request:
-    """One request of a caller on its way through `sansio.access`."""
+    """One request of a caller: what httpx sends of it, and what comes back."""
 
     def __init__(self, oauth: HttpxPlug, request: Any) -> None:
         self._oauth = oauth
         self._request = self._sent = request
         self.response: Any = None
-        self._step: access.Out | None = None
-        self._direct = False
-        self.effect: Proceed | Ensure | None = Proceed(())
-        if uris.belongs(str(request.url), server=oauth.server_url):
-            self._go_on(oauth.begin(replayable=isinstance(request.stream, oauth._stack.ByteStream)))
+        self.trip = Trip(oauth, str(request.url), replayable=isinstance(request.stream, oauth._stack.ByteStream))
 
     def outgoing(self, effect: Proceed) -> Any:
         """The request to send next."""
@@ -275,55 +196,12 @@ class _Request:
         return self._sent
 
     def answered(self, response: Any) -> None:
-        """Judge what came back; the stack may have followed redirects."""
+        """Judge what came back; httpx may have followed redirects."""
         self.response = response
-        if self._step is None:
-            self.effect = None
-        elif self._redirected_within(response):
-            # The hop went without the token, which belongs there: once more, straight to it.
+        redirected_to = None if response.request is self._sent else str(response.request.url)
+        challenges = response.headers.get_list("www-authenticate")
+        if self.trip.answered(response.status_code, challenges, redirected_to=redirected_to):
             self._request = response.request
-            self._direct = True
-        else:
-            self._advance(
-                Answered(
-                    response.status_code,
-                    _challenges(response),
-                    response.request is self._sent or self._below(response),
-                )
-            )
-
-    def ensured(self, event: Event) -> None:
-        """Go on with a token, or without."""
-        self._advance(event)
-
-    def _redirected_within(self, response: Any) -> bool:
-        hop = response.request is not self._sent and response.status_code == 401 and not self._direct
-        return hop and isinstance(self.effect, Proceed) and bool(self.effect.headers) and self._below(response)
-
-    def _below(self, response: Any) -> bool:
-        return uris.below(str(response.request.url), server=self._oauth.server_url)
-
-    def _advance(self, event: Event) -> None:
-        assert isinstance(self._step, Await)  # noqa: S101 - or there would be no effect
-        self._go_on(access.advance(self._step.state, event, now=now()))
-
-    def _go_on(self, step: access.Out) -> None:
-        self._step = step
-        match step:
-            case Await(_, Proceed() | Ensure() as effect):
-                self.effect = effect
-            case Done(finished):
-                self._oauth.finished(finished.accepted)
-                self.effect = None
-            case Failed(error):
-                raise from_failure(error)
-            case _:
-                raise AssertionError("access has two effects")
-
-
-def _challenges(response: Any) -> tuple[str, ...]:
-    """They mean something with these two alone (RFC 9110 section 11.6.1 allows them with any status)."""
-    return tuple(response.headers.get_list("www-authenticate")) if response.status_code in (401, 403) else ()
 
 
 class Hop:

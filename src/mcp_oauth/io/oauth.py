@@ -9,35 +9,36 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import random
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import copy_context
 from functools import partial
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, NoReturn, TypedDict, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import anyio
 from msgspec.structs import replace
 
 from mcp_oauth.exceptions import from_failure
-from mcp_oauth.io.drive import Advance, drive_async
+from mcp_oauth.io.drive import Advance, drive, drive_async
 from mcp_oauth.io.flights import FLIGHTS, Flight, NeedsUser
 from mcp_oauth.io.fresh import KeepFresh
 from mcp_oauth.io.later import LATER, Over
-from mcp_oauth.io.ports import Answer, IssuerPolicy, Ports, Stopped, WallClock, now
-from mcp_oauth.io.user import Agent, User, as_user
-from mcp_oauth.sansio import access, forgetting, logout, upkeep, uris
+from mcp_oauth.io.options import JITTER, Options, make_plan
+from mcp_oauth.io.ports import Ports, Stopped, WallClock, now
+from mcp_oauth.io.sending import BlockingSender, Sender
+from mcp_oauth.io.user import as_user
+from mcp_oauth.sansio import access, forgetting, logout, upkeep
 from mcp_oauth.sansio.errors import Reason, failure
 from mcp_oauth.sansio.grant import GrantRecord, Token, grant_key
 from mcp_oauth.sansio.keeping import Outcome
 from mcp_oauth.sansio.logout import LoggedOut
 from mcp_oauth.sansio.messages import printable
-from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, Plan, PreRegistered, check
-from mcp_oauth.sansio.steps import Await, Done, Effect, Ensured, Failed, How, Need, NotEnsured, Notice, Send, Step
+from mcp_oauth.sansio.plan import Plan
+from mcp_oauth.sansio.steps import Await, Done, Effect, Ensured, Failed, How, Need, NotEnsured, Notice, Step
 from mcp_oauth.sansio.values import Seed
 from mcp_oauth.store.base import Store
 
@@ -46,10 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mcp_oauth")
 
-Client = PreRegistered | ClientMetadataDocument | Dynamic
-Sender = Callable[[Send], Awaitable[Answer]]
 
-JITTER = random.random()  # noqa: S311 - spreads the renewals of a fleet
 MOST_FLIGHTS = 3
 """Runs of the upkeep that one request waits for: others' runs may not bring what it needs."""
 
@@ -78,39 +76,6 @@ if hasattr(os, "register_at_fork"):
 S = TypeVar("S")
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-class Options(TypedDict, total=False):
-    """How to get at a server: the options of every driver's `OAuth`. See `sansio.plan.Plan` for the rarer ones."""
-
-    store: Store | None
-    """Where grants live; None: the system's keyring if it works, else encrypted files (`store.choose.AutoStore`)."""
-    account: str
-    """Your own label: two accounts of one server are two grants."""
-    scopes: Iterable[str] | None
-    """Asked for instead of what the server suggests."""
-    scope_limit: Iterable[str] | None
-    client: Client | Iterable[Client] | None
-    """What you are to authorization servers; None: what the stored grant says, else register dynamically."""
-    user: User | Agent | None
-    """Who logs in and how; None: a browser on this machine."""
-    interactive: bool
-    """False: `AuthorizationRequired` instead of any listener or browser."""
-    allow_issuer: IssuerPolicy | None
-    """Asked before the first login at an authorization server."""
-    on_notice: Callable[[Notice], None] | None
-    """Told what happens, from the flight's thread; every notice also goes to the logger `mcp_oauth`."""
-    resource: str
-    trusted_issuer: Mapping[str, str]
-    prefer_issuer: str | None
-    strict_resource: bool
-    assume_s256: bool
-    allow_private: bool
-    allow_any_redirect: bool
-    legacy_2025_03_26: bool
-    authorization_params: Mapping[str, str]
-    token_params: Mapping[str, str]
-    login_seconds: float
 
 
 class _Landed:
@@ -185,8 +150,11 @@ class BaseOAuth(ABC):
         return self._token
 
     @abstractmethod
-    def open_sender(self) -> AbstractAsyncContextManager[Sender]:
-        """A client of its own for OAuth traffic, for one run of a machine: no cookies, hooks or defaults of others."""
+    def open_sender(self) -> AbstractAsyncContextManager[Sender] | AbstractContextManager[BlockingSender]:
+        """A client of its own for OAuth traffic, for one run of a machine: no cookies, hooks or defaults of others.
+
+        See `sending.sender` and `sending.blocking_sender`.
+        """
 
     # --- What programs call ---------------------------------------------------------------------------------------
 
@@ -322,11 +290,9 @@ class BaseOAuth(ABC):
         self._see_to(pin)
 
     def _see_to(self, pin: Pin) -> None:
-        if pin in _unsaved:
-            self._save_later(pin)
-        else:
+        if pin not in _unsaved:
             LATER.drop(pin)
-            self._save_later(pin)  # another run may have pinned another record in between
+        self._save_later(pin)  # another run may have pinned another record in between
 
     def _save_later(self, pin: Pin) -> None:
         if pin in _unsaved:
@@ -411,13 +377,17 @@ class BaseOAuth(ABC):
         """Run a machine on a flight's thread: to its end, or to the first effect of the kind `until`."""
         clock = _FlightClock(flight)
         ports = Ports(self._store, self._user, clock, tell=self._tell, allow_issuer=self._allow_issuer)
+        opened = self.open_sender()
 
-        async def fly() -> Step[S, R]:
-            async with self.open_sender() as send:
+        async def fly(sender: AbstractAsyncContextManager[Sender]) -> Step[S, R]:
+            async with sender as send:
                 return await drive_async(step, advance, send, ports, until)
 
         try:
-            return _in_loop(fly)
+            if not isinstance(opened, AbstractContextManager):
+                return _in_loop(partial(fly, opened))
+            with opened as send:
+                return drive(step, advance, send, ports, until)
         except Stopped:
             return Failed(failure(Reason.STOPPED, "nobody waited for it any more, or the program is ending"))
 
@@ -552,51 +522,3 @@ def _default_store() -> Store:
     from mcp_oauth.store.choose import AutoStore
 
     return AutoStore()
-
-
-def make_plan(server_url: str, options: Options) -> Plan:
-    """The plan that a driver's options describe. Raises `ConfigurationError`."""
-    clients = _clients(options.get("client"))
-    plan = Plan(
-        uris.server_url(server_url) or server_url,
-        options.get("account", ""),
-        _only(clients, PreRegistered),
-        _only(clients, ClientMetadataDocument),
-        _only(clients, Dynamic) or (None if _only(clients, PreRegistered) else Dynamic()),
-        any_client=not clients,
-        scopes=_tuple(options.get("scopes")),
-        scope_limit=_tuple(options.get("scope_limit")),
-        interactive=options.get("interactive", True),
-        resource=options.get("resource", "always"),
-        trusted_issuer=tuple(options.get("trusted_issuer", {}).items()),
-        prefer_issuer=options.get("prefer_issuer"),
-        strict_resource=options.get("strict_resource", False),
-        assume_s256=options.get("assume_s256", False),
-        allow_private=options.get("allow_private", False),
-        allow_any_redirect=options.get("allow_any_redirect", False),
-        legacy_2025_03_26=options.get("legacy_2025_03_26", False),
-        ask_issuer=options.get("allow_issuer") is not None,
-        authorization_params=tuple(options.get("authorization_params", {}).items()),
-        token_params=tuple(options.get("token_params", {}).items()),
-        login_seconds=options.get("login_seconds", 300.0),
-        jitter=JITTER,
-    )
-    if wrong := check(plan):
-        raise from_failure(wrong)
-    return plan
-
-
-def _clients(client: Client | Iterable[Client] | None) -> tuple[Client, ...]:
-    if client is None:
-        return ()
-    return (client,) if isinstance(client, Client) else tuple(client)
-
-
-def _only(clients: tuple[Client, ...], kind: type[T]) -> T | None:
-    return next((client for client in clients if isinstance(client, kind)), None)
-
-
-def _tuple(scopes: Iterable[str] | None) -> tuple[str, ...] | None:
-    if scopes is None:
-        return None
-    return tuple(scopes.split() if isinstance(scopes, str) else scopes)
