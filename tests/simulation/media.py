@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import format_datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 import redis
@@ -283,7 +283,7 @@ class VaultServer:
 
     def store(self, access: Access) -> Store:
         store = VaultStore("https://vault.example.com", token="token")
-        store._server = _VaultClient(self, access)  # type: ignore[assignment]
+        cast("Any", store)._server = _VaultClient(self, access)
         return store
 
     def died(self, access: Access) -> None:

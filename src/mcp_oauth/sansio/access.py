@@ -15,8 +15,7 @@ from msgspec.structs import replace
 
 from mcp_oauth.sansio.challenge import Demand, demand
 from mcp_oauth.sansio.errors import Failure, Reason, failure
-from mcp_oauth.sansio.grant import Token, alive, fresh
-from mcp_oauth.sansio.messages import DEADLINE
+from mcp_oauth.sansio.grant import Token, alive, fresh, ran_out
 from mcp_oauth.sansio.steps import (
     Answered,
     Await,
@@ -182,7 +181,7 @@ def _not_ensured(state: Ensuring, error: Failure, now: Now) -> Out:
 def _answered(budget: Budget, token: Token | None, event: Answered, now: Now) -> Out:
     wanted = demand(event.challenges) if event.challenges else None
     may_repeat = event.ours and budget.repeats < MOST_REPEATS
-    if event.status == 401 and may_repeat and (not budget.logged_in or (token is not None and _ran_out(token, now))):
+    if event.status == 401 and may_repeat and (not budget.logged_in or ran_out(token, now)):
         return _ensure(_refused(budget, token, wanted, now), budget, token, answered=True)
     if event.status == 403 and may_repeat and token is not None and _more(token, wanted):
         # The token was accepted; and a login of this request may have been for a challenge with fewer scopes.
@@ -196,8 +195,8 @@ def _refused(budget: Budget, token: Token | None, wanted: Demand | None, now: No
 
     And one that does so again and again is no reason for a login. Whether there may be one is for upkeep to judge.
     """
-    ran_out = token is not None and _ran_out(token, now)
-    may_renew = budget.renewals < (2 if ran_out else 1)
+    on_its_way = ran_out(token, now)
+    may_renew = budget.renewals < (2 if on_its_way else 1)
     return Need(
         "refused",
         token.fingerprint if token else None,
@@ -205,13 +204,8 @@ def _refused(budget: Budget, token: Token | None, wanted: Demand | None, now: No
         scopes=wanted.scope if wanted else None,
         resource_metadata=wanted.resource_metadata if wanted else (),
         may_renew=may_renew,
-        may_login=not budget.logged_in and (may_renew or not ran_out),
+        may_login=not budget.logged_in and (may_renew or not on_its_way),
     )
-
-
-def _ran_out(token: Token, now: Now) -> bool:
-    """It was meant to live for longer than its way takes."""
-    return token.expires_at is not None and token.obtained_at + DEADLINE < token.expires_at <= now.wall
 
 
 def _more(token: Token, wanted: Demand | None) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from mcp_oauth.sansio.messages import DEADLINE
 from mcp_oauth.sansio.values import Now, Secret, Value, fingerprint
 
 Scopes = tuple[str, ...]
@@ -234,11 +235,23 @@ def alive(token: Token | Grant, now: Now) -> bool:
     return token.expires_at is None or now.wall < token.expires_at
 
 
+def ran_out(token: Token | Grant | None, now: Now) -> bool:
+    """Not alive any more, and it was meant to live for longer than its way to a server takes."""
+    if token is None or token.expires_at is None:
+        return False
+    return token.obtained_at + DEADLINE < token.expires_at <= now.wall
+
+
 def fresh(token: Token | Grant, now: Now, jitter: float) -> bool:
     """Alive, and not yet in its leeway."""
     if token.expires_at is None:
         return True
     return now.wall < token.expires_at - leeway(token.obtained_at, token.expires_at, jitter)
+
+
+def same_tokens(one: Grant, other: Grant) -> bool:
+    """Both came with one token answer."""
+    return (one.issuer, one.access_token, one.refresh_token) == (other.issuer, other.access_token, other.refresh_token)
 
 
 def renewable(grant: Grant) -> bool:

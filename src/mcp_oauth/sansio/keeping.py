@@ -20,6 +20,7 @@ from mcp_oauth.sansio.grant import (
     Token,
     alive,
     current_grant,
+    same_tokens,
     token_of,
     with_grant,
 )
@@ -203,7 +204,7 @@ def settle(keep: Keep, record: GrantRecord, theirs: GrantRecord | None, now: Now
         message = "a logout came between; the new tokens are revoked"
         return Done(Kept(failure(Reason.LOGGED_OUT, message), revoke=keep.grant))
     other = _rival(keep, theirs)
-    if other is not None and _tokens(other) == _tokens(keep.grant):
+    if other is not None and same_tokens(other, keep.grant):
         # Saved after all. It is not written again: others may have noted beside it what must stand.
         return _saved(keep, theirs, durable=False)
     if _mine_wins(keep, other, now):
@@ -222,10 +223,6 @@ def _rival(keep: Keep, theirs: GrantRecord) -> Grant | None:
     if keep.claim is not None:
         return current_grant(theirs)
     return next((grant for grant in theirs.grants if grant.issuer == keep.grant.issuer), None)
-
-
-def _tokens(grant: Grant) -> tuple[str, str | None]:
-    return grant.access_token, grant.refresh_token
 
 
 def _mine_wins(keep: Keep, other: Grant | None, now: Now) -> bool:

@@ -22,11 +22,12 @@ from mcp_oauth.sansio.grant import (
     current_grant,
     fresh,
     grant_key,
+    ran_out,
     renewable,
+    same_tokens,
     token_of,
 )
 from mcp_oauth.sansio.keeping import Keep, Kept, Outcome, grants
-from mcp_oauth.sansio.messages import DEADLINE
 from mcp_oauth.sansio.plan import Plan, agrees, as_client_of
 from mcp_oauth.sansio.resource import Found
 from mcp_oauth.sansio.revocation import Revoked
@@ -197,11 +198,7 @@ def _restore(run: Run, unsaved: GrantRecord | None, stored: GrantRecord | None, 
 
 def _is_stored(grant: Grant, stored: GrantRecord | None) -> bool:
     others = stored.grants if stored is not None and not stored.logged_out else ()
-    return any(_tokens(grant) == _tokens(other) for other in others)
-
-
-def _tokens(grant: Grant) -> tuple[str, str, str | None]:
-    return grant.issuer, grant.access_token, grant.refresh_token
+    return any(same_tokens(grant, other) for other in others)
 
 
 def _restoring(run: Run, step: Step[keeping.State, Kept], now: Now) -> Out:
@@ -350,11 +347,10 @@ def _after_login(run: Run, outcome: Outcome) -> Out:
 def _fruitless(run: Run, grant: Grant, now: Now) -> bool:
     """The token was obtained a moment ago, and refused without ever having been accepted.
 
-    Not if it may have run out on its way, and was meant to last for longer than a way takes.
+    Not if it may have run out on its way.
     """
-    ran_out = not alive(grant, now) and (grant.expires_at or 0.0) - grant.obtained_at > DEADLINE
     seconds = UNACCEPTED if grant.generation else FRUITLESS
-    return not ran_out and _unaccepted(run.need, grant) and _within(seconds, grant.obtained_at, now)
+    return not ran_out(grant, now) and _unaccepted(run.need, grant) and _within(seconds, grant.obtained_at, now)
 
 
 def _unaccepted(need: Need, grant: Grant) -> bool:
