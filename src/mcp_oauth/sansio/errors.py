@@ -45,7 +45,12 @@ class Reason(str, Enum):
         "resource server",
         "the server names a URL that a client must not touch; if it is your own network, pass allow_private=True",
     )
-    SERVER_UNAVAILABLE = ("server-unavailable", "discovery", "network", "try again later; nothing was discarded")
+    SERVER_UNAVAILABLE = (
+        "server-unavailable",
+        "discovery",
+        "network",
+        "mend what the message names, or try again later; nothing was discarded",
+    )
     NO_RESOURCE_METADATA = (
         "no-resource-metadata",
         "discovery",
@@ -121,7 +126,12 @@ class Reason(str, Enum):
         "authorization server",
         "its registration answer has no client_id (RFC 7591 section 3.2.1)",
     )
-    REGISTRATION_UNAVAILABLE = ("registration-unavailable", "registration", "network", "try again later")
+    REGISTRATION_UNAVAILABLE = (
+        "registration-unavailable",
+        "registration",
+        "network",
+        "mend what the message names, or try again later",
+    )
     CLIENT_OF_ANOTHER_ISSUER = (
         "client-of-another-issuer",
         "registration",
@@ -190,13 +200,19 @@ class Reason(str, Enum):
     )
     TOKEN_UNREADABLE = ("token-unreadable", "token", "authorization server", "its token answer breaks RFC 6749 5.1")
 
-    RENEWAL_UNAVAILABLE = ("renewal-unavailable", "renewal", "network", "the grant is kept: try again later")
+    RENEWAL_UNAVAILABLE = (
+        "renewal-unavailable",
+        "renewal",
+        "network",
+        "the grant is kept: mend what the message names, or try again later",
+    )
     RENEWAL_AMBIGUOUS = (
         "renewal-ambiguous",
         "renewal",
         "network",
         "the answer to a renewal was lost twice; the grant is kept, and the next request tries again. "
-        "If the server had spent the refresh token, it will ask for a login then",
+        "If the server had spent the refresh token, it will ask for a login then; where it never does, "
+        "authorize(force=True)",
     )
     RENEWAL_REFUSED = (
         "renewal-refused",
