@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-STACKS ?= httpx2 httpx
-EXTRAS ?= httpx,httpx2,keyring,vault,redis,cli
+STACKS ?= httpx httpx2 httpx2-sync aiohttp requests anyio-asyncio anyio-trio
+EXTRAS ?= aiohttp,httpx,httpx2,requests,keyring,vault,redis,cli
 PYTEST ?= $(VENV)/bin/python -m pytest
 TESTS  ?= tests
 SEEDS  ?= 20000
@@ -14,7 +14,7 @@ SECONDS ?= 180
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup parts test test-cov unit lint format typecheck security check conformance demo simulate kills scale fleet mutation clean
+.PHONY: help setup parts ecosystem test test-cov unit lint format typecheck security check conformance demo simulate kills scale sdk fleet mutation clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z_. -]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +34,9 @@ $(VENV)/.ready: pyproject.toml
 parts: ## the real servers that come from the system's packages
 	@.ci/parts
 
+ecosystem: $(VENV)/.ready ## the environments of programs that need other versions: SDK 1.x, FastMCP, pydantic-ai, langchain
+	$(VENV)/bin/python -m tests.ecosystem.environments
+
 node_modules: node_modules/.ready ## the npm packages: real servers, the conformance suite, Node 22
 node_modules/.ready: package.json package-lock.json
 	@command -v npm >/dev/null || { echo 'npm is missing: sudo apt-get install npm' >&2; exit 1; }
@@ -42,11 +45,11 @@ node_modules/.ready: package.json package-lock.json
 
 check: lint security test ## all that a change must pass, but the conformance suite
 
-test test-cov: setup parts ## every test, with coverage
+test test-cov: setup parts ecosystem ## every test, with coverage
 	$(PYTEST) --cov --cov-report=term
 
 unit: $(VENV)/.ready parts ## the quick tests of TESTS, by default all, that need nothing from npm
-	$(PYTEST) $(TESTS) --ignore=tests/integration --ignore=tests/force -m 'not slow'
+	$(PYTEST) $(TESTS) --ignore=tests/integration --ignore=tests/force --ignore=tests/ecosystem -m 'not slow'
 
 lint: typecheck ## formatting, style, types (mypy and pyright), the layers
 	$(VENV)/bin/ruff format --check .
@@ -64,7 +67,7 @@ format: $(VENV)/.ready ## put the code into the project's form
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-conformance: setup ## the official suite, strictly, through each of STACKS (httpx2 httpx)
+conformance: setup ## the official suite, strictly, through each of STACKS
 	$(VENV)/bin/python -m tests.conformance.run $(STACKS:%=--stack %)
 
 simulate: $(VENV)/.ready ## simulate SEEDS runs of processes, servers and faults, then find the planted mistakes
@@ -76,6 +79,9 @@ kills: setup parts ## kill KILLS processes during renewals, on each store, with 
 
 scale: setup ## 10 to 10,000 grants in one process: memory, headers, a renewal storm
 	$(VENV)/bin/python -m benchmarks.scale
+
+sdk: setup ## 50 concurrent tool calls through the official SDK: without OAuth, with its own, with ours
+	$(VENV)/bin/python -m benchmarks.sdk
 
 fleet: setup parts ## 8 processes, one Redis and 1,000 grants for SECONDS, with kills and restarts
 	$(VENV)/bin/python -m benchmarks.fleet --seconds $(SECONDS)

@@ -1,22 +1,22 @@
 """The client command of the official conformance suite: `python tests/conformance/client.py SERVER_URL`.
 
 It uses what any program has: an `OAuth` of one of the drivers as the `auth` of an HTTP client, and a callable that
-plays the browser. `MCP_OAUTH_STACK` chooses the driver: httpx, httpx2, httpx2-sync.
+plays the browser. `MCP_OAUTH_STACK` chooses the driver, one of `STACKS`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any, TypedDict
 
-import httpx
+import anyio
 import httpx2
 
-import mcp_oauth.io.httpx
-import mcp_oauth.io.httpx2
 from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, PreRegistered
 from mcp_oauth.store.memory import MemoryStore
 
@@ -69,28 +69,63 @@ def session() -> list[Message]:
     return calls if STATELESS else opening + calls
 
 
-async def run_async(stack: Any, url: str, oauth: Any) -> None:
-    async with stack.AsyncClient(auth=oauth, timeout=20) as client:
+# --- The stacks -------------------------------------------------------------------------------------------------------
+
+
+async def httpx_async(stack: str, url: str, oauth: Any) -> None:
+    async with import_module(stack).AsyncClient(auth=oauth, timeout=20) as client:
         for each in session():
             (await client.post(url, **each)).raise_for_status()
 
 
-def run_sync(stack: Any, url: str, oauth: Any) -> None:
-    with stack.Client(auth=oauth, timeout=20) as client:
+def httpx_sync(stack: str, url: str, oauth: Any) -> None:
+    with import_module(stack).Client(auth=oauth, timeout=20) as client:
         for each in session():
             client.post(url, **each).raise_for_status()
 
 
+async def aiohttp_async(stack: str, url: str, oauth: Any) -> None:
+    async with import_module(stack).ClientSession(middlewares=(oauth,), raise_for_status=True) as client:
+        for each in session():
+            async with client.post(url, **each):
+                pass
+
+
+def requests_sync(stack: str, url: str, oauth: Any) -> None:
+    with import_module(stack).Session() as client:
+        for each in session():
+            client.post(url, auth=oauth, timeout=20, **each).raise_for_status()
+
+
+async def anyio_async(stack: str, url: str, oauth: Any) -> None:
+    async with import_module(f"mcp_oauth.io.{stack}").Client(oauth) as client:
+        for each in session():
+            response = await client.request("POST", url, headers=each["headers"].items(), json=each["json"])
+            assert response.status < 400, response.status
+
+
+def in_loop(backend: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: anyio.run(partial(run, *args), backend=backend)
+
+
+STACKS: dict[str, tuple[str, Callable[[str, str, Any], Any]]] = {
+    "httpx": ("httpx", in_loop("asyncio", httpx_async)),
+    "httpx2": ("httpx2", in_loop("asyncio", httpx_async)),
+    "httpx2-sync": ("httpx2", httpx_sync),
+    "aiohttp": ("aiohttp", in_loop("asyncio", aiohttp_async)),
+    "requests": ("requests", requests_sync),
+    "anyio-asyncio": ("anyio", in_loop("asyncio", anyio_async)),
+    "anyio-trio": ("anyio", in_loop("trio", anyio_async)),
+}
+
+
 def main(url: str) -> None:
-    match os.environ.get("MCP_OAUTH_STACK", "httpx2"):
-        case "httpx":
-            asyncio.run(run_async(httpx, url, mcp_oauth.io.httpx.OAuth(url, **options())))
-        case "httpx2":
-            asyncio.run(run_async(httpx2, url, mcp_oauth.io.httpx2.OAuth(url, **options())))
-        case "httpx2-sync":
-            run_sync(httpx2, url, mcp_oauth.io.httpx2.OAuth(url, **options()))
-        case other:
-            raise SystemExit(f"MCP_OAUTH_STACK={other}: no such driver")
+    name = os.environ.get("MCP_OAUTH_STACK", "httpx2")
+    if name not in STACKS:
+        raise SystemExit(f"MCP_OAUTH_STACK={name}: no such driver")
+    stack, run = STACKS[name]
+    oauth = import_module(f"mcp_oauth.io.{stack}").OAuth(url, **options())
+    run(stack, url, oauth)
 
 
 if __name__ == "__main__":

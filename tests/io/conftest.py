@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +15,7 @@ from mcp_oauth.io.callback import LIMITS, Callback, Limits, bind, serve
 from tests.io.listeners import AUTHORIZE, SECOND, STATE, Login, Start
 from tests.io.plain import settle
 from tests.io.servers import PATIENCE, World
-from tests.io.ways import DRIVERS, WAYS, Way
+from tests.io.ways import WAYS, Way
 
 
 @pytest.fixture
@@ -40,11 +39,6 @@ def nothing_is_left_of_flights() -> Iterator[None]:
 def way(request: pytest.FixtureRequest) -> Way:
     found: Way = request.param
     return found
-
-
-@pytest.fixture(params=DRIVERS, ids=[stack.__name__ for stack in DRIVERS])
-def stack(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 
 from mcp_oauth.io.flights import FLIGHTS
 from mcp_oauth.io.oauth import BaseOAuth
-from mcp_oauth.io.sending import Sender
 from mcp_oauth.io.ports import Answer
+from mcp_oauth.io.sending import Sender
 from mcp_oauth.sansio.messages import Response
 from mcp_oauth.sansio.steps import Send
 from mcp_oauth.store.base import Conflict, Held, Lease, Saved, Stored, StoreError

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any, NamedTuple
@@ -45,6 +46,8 @@ class Reply(NamedTuple):
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    stream: Generator[bytes] | None = None
+    """From a real server, instead of the body, while the peer stays: in chunks, or of the length in the headers."""
 
 
 Handler = Callable[[Seen], Reply]
@@ -103,7 +106,7 @@ class World:
             return Reply(
                 403, (("www-authenticate", f'Bearer error="insufficient_scope", scope="{" ".join(self.scopes)}"'),)
             )
-        return document({"token": seen.token, "body": seen.body.decode(), "path": seen.path})
+        return document({"token": seen.token, "body": seen.body.decode(errors="replace"), "path": seen.path})
 
     def login(self, url: str) -> str:
         """Play the person and the browser: an authorization URL in, the redirect URL out."""
@@ -199,17 +202,39 @@ def stored_refresh_token(store: Store, world: World) -> str | None:
 
 class _Http(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: _Server
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        headers = {name.lower(): value for name, value in self.headers.items()}
+        if self.headers.get("transfer-encoding") == "chunked":
+            body = b"".join(iter(self._chunk, b""))
+        headers = {name.lower(): ", ".join(self.headers.get_all(name, [])) for name in self.headers}
         reply = self.server.handler(Seen(self.command, f"{self.server.origin}{self.path}", headers, body))
         self.send_response_only(reply.status)
-        for name, value in (*reply.headers, ("content-length", str(len(reply.body)))):
+        framing = ("content-length", str(len(reply.body)))
+        if reply.stream is not None:
+            framing = ("transfer-encoding", "chunked")
+        names = {name for name, _ in reply.headers}
+        for name, value in (*reply.headers, *([] if "content-length" in names else [framing])):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(reply.body)
+        if reply.stream is not None:
+            self._stream(reply.stream, chunked="content-length" not in names)
+
+    def _chunk(self) -> bytes:
+        data = self.rfile.read(int(self.rfile.readline(), 16))
+        self.rfile.readline()
+        return data
+
+    def _stream(self, stream: Generator[bytes], *, chunked: bool) -> None:
+        self.close_connection = True
+        with closing(stream):
+            for chunk in stream:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk) if chunked else chunk)
+        if chunked:
+            self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -256,16 +281,20 @@ def world_on_loopback(tls: ssl.SSLContext | None = None) -> Generator[World]:
 
 
 @contextmanager
-def raw(answer: Callable[[socket.socket], object]) -> Iterator[str]:
-    """A server that hands each connection, its request read, to `answer`, whatever comes of it; yields the origin."""
+def raw(answer: Callable[[socket.socket], object], *, listen: bool = True) -> Iterator[str]:
+    """A server that hands each connection, its request read, to `answer`, whatever comes of it; yields the origin.
+
+    `listen=False`: it reads nothing.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threads: list[threading.Thread] = []
 
         def serve_one(connection: socket.socket) -> None:
             with connection, suppress(OSError):
-                while b"\r\n\r\n" not in connection.recv(65536, socket.MSG_PEEK):
+                while listen and b"\r\n\r\n" not in connection.recv(65536, socket.MSG_PEEK):
                     pass
-                connection.recv(65536)
+                if listen:
+                    connection.recv(65536)
                 answer(connection)
 
         def serve() -> None:
@@ -283,3 +312,69 @@ def raw(answer: Callable[[socket.socket], object]) -> Iterator[str]:
             accepting.join()
             for thread in threads:
                 thread.join()
+
+
+def answering(*parts: bytes) -> Any:
+    """A server that sends this."""
+
+    def answer(connection: socket.socket) -> None:
+        for part in parts:
+            connection.sendall(part)
+
+    return raw(answer)
+
+
+def dripping(head: bytes, drop: bytes, *, listen: bool = True, gone: threading.Event | None = None) -> Any:
+    """A server that sends the head, then a drop every 10 ms until the peer goes away."""
+
+    def answer(connection: socket.socket) -> None:
+        try:
+            connection.sendall(head)
+            while not _went_away(connection):
+                connection.sendall(drop)
+        finally:
+            if gone is not None:
+                gone.set()
+
+    return raw(answer, listen=listen)
+
+
+def _went_away(connection: socket.socket) -> bool:
+    """Within 10 ms; what it says meanwhile is not listened to."""
+    return bool(select.select([connection], [], [], 0.01)[0]) and not connection.recv(65536)
+
+
+class Tunnel(NamedTuple):
+    """A proxy that knows CONNECT."""
+
+    origin: str
+    asked: list[str]
+
+
+@contextmanager
+def tunnel() -> Iterator[Tunnel]:
+    """A proxy, with what it was asked for."""
+    asked: list[str] = []
+
+    def answer(connection: socket.socket) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            request += connection.recv(65536)
+        target = request.split()[1].decode()
+        asked.append(f"{request.split()[0].decode()} {target}")
+        host, _, port = target.rpartition(":")
+        with socket.create_connection((host, int(port))) as server:
+            connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            _forward(connection, server)
+
+    with raw(answer, listen=False) as origin:
+        yield Tunnel(origin, asked)
+
+
+def _forward(*ends: socket.socket) -> None:
+    """Until one of the two is done."""
+    while True:
+        for end in select.select(ends, [], [])[0]:
+            if not (data := end.recv(65536)):
+                return
+            ends[end is ends[0]].sendall(data)

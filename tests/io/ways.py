@@ -1,4 +1,7 @@
-"""What the tests of httpx and httpx2 share: each stack with all that runs it, and a body that is watched."""
+"""What the tests of httpx and httpx2 alone share: each with all that runs it, and a body that is watched.
+
+The contract of all stacks has ways of its own: `tests.io.contract.ways`.
+"""
 
 from __future__ import annotations
 

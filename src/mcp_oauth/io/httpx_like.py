@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mcp_oauth.io.oauth import BaseOAuth
 from mcp_oauth.io.options import Options
-from mcp_oauth.io.plug import MOST_DROPPED, Trip
-from mcp_oauth.io.sending import NOT_CODED, Body, Sender, sender
+from mcp_oauth.io.plug import Trip, is_short
+from mcp_oauth.io.sending import NOT_CODED, Body, Sender, ca_hint, sender
 from mcp_oauth.sansio.messages import Headers, Response
 from mcp_oauth.sansio.steps import Ensure, Proceed, Send
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+CA_OPTION = "verify=ssl.create_default_context(cafile=...)"
 DIRECT: Mapping[str, Any] = {"http://": None}
 """The `mounts` of a client that obeys the environment's proxies for https only. Plain http is for loopback (RULES 1.3),
 and a proxy would read the tokens on it, if it found the way at all."""
@@ -88,7 +89,7 @@ class Traffic:
     def _unsent(self, error: Exception) -> str | None:
         stack = self._stack
         if isinstance(error, (stack.ConnectError, stack.ConnectTimeout, stack.ProxyError)):
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}{ca_hint(error, CA_OPTION)}"
         return type(error).__name__ if isinstance(error, (stack.UnsupportedProtocol, stack.InvalidURL)) else None
 
 
@@ -279,7 +280,7 @@ def _drop(stack: Stack, response: Any) -> None:
     """Let go of a challenged response, which httpx would read whole. A broken body is nobody's loss."""
     if not response.is_closed:
         with suppress(stack.HTTPError):
-            if _is_short(response):
+            if is_short(response.headers.get("content-length")):
                 deque(response.stream, maxlen=0)
         response.stream.close()
         response.stream = stack.ByteStream(b"")
@@ -289,13 +290,8 @@ async def _adrop(stack: Stack, response: Any) -> None:
     """The same in an event loop."""
     if not response.is_closed:
         with suppress(stack.HTTPError):
-            if _is_short(response):
+            if is_short(response.headers.get("content-length")):
                 async for _ in response.stream:
                     pass
         await response.stream.aclose()
         response.stream = stack.ByteStream(b"")
-
-
-def _is_short(response: Any) -> bool:
-    length = response.headers.get("content-length", "")
-    return len(length) < 6 and length.isdecimal() and int(length) <= MOST_DROPPED

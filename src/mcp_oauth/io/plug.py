@@ -7,7 +7,8 @@ to needs nothing but `send_authorized` or `send_authorized_async`:
 
     send(headers)     sends the caller's request with these headers besides its own, and returns the response
     heard(response)   its status, and its WWW-Authenticate fields
-    drop(response)    lets go of a challenged response, after which the request is sent again
+    drop(response)    lets go of a challenged response, after which the request is sent again; it must not raise, and
+                      may be called a second time where the first was cancelled
 
 A stack that calls its plug back (httpx, requests) steps through a `Trip` by itself.
 """
@@ -33,7 +34,7 @@ Heard = tuple[int, Iterable[str]]
 MOST_DROPPED = 1 << 16
 """Bytes of a challenged response that are read, so that its connection can be used again; a longer one is closed."""
 LETTING_GO = 1.0
-"""Seconds in which the response of a request that failed is let go, also by a caller who was cancelled."""
+"""Seconds in which a response is let go in an event loop, also by a caller who was cancelled."""
 
 
 class Trip:
@@ -97,6 +98,12 @@ class Trip:
                 raise AssertionError("access has two effects")
 
 
+def is_short(content_length: str | None) -> bool:
+    """Whether the body of a challenged response is worth reading to its end."""
+    length = content_length or ""
+    return len(length) < 6 and length.isdecimal() and int(length) <= MOST_DROPPED
+
+
 def _as_http(url: str) -> str:
     """The handshake of a WebSocket is a request to the same origin (RFC 6455 section 4.1)."""
     return f"http{url[2:]}" if url[:5].lower() in ("ws://", "wss:/") else url
@@ -154,7 +161,7 @@ async def send_authorized_async(
                     trip.ensured(await oauth.ensure_async(need))
                 case Proceed(headers):
                     if response is not None:
-                        await drop(response)
+                        await _let_go(drop, response)
                         response = None
                     response = await send(headers)
                     trip.answered(*heard(response))
@@ -163,6 +170,10 @@ async def send_authorized_async(
                     return response
     except BaseException:
         if response is not None:
-            with anyio.move_on_after(LETTING_GO, shield=True):
-                await drop(response)
+            await _let_go(drop, response, shield=True)
         raise
+
+
+async def _let_go(drop: Callable[[R], Awaitable[object]], response: R, *, shield: bool = False) -> None:
+    with anyio.move_on_after(LETTING_GO, shield=shield):
+        await drop(response)

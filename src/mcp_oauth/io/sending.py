@@ -21,8 +21,7 @@ from contextlib import (
     suppress,
 )
 from types import TracebackType
-from typing import TypeVar
-from urllib.request import getproxies, proxy_bypass
+from typing import Protocol, TypeVar
 
 import anyio
 
@@ -146,53 +145,83 @@ def _failed(error: Exception, unsent: Unsent) -> SendFailed:
     return SendFailed(str(error) if isinstance(error, UnreadableError) else type(error).__name__, may_have_arrived=True)
 
 
+_UNTRUSTED = (18, 19, 20, 21)
+"""OpenSSL's X509_V_ERR_*, as `ssl.SSLCertVerificationError` has them: self-signed, in the chain too; no issuer."""
+
+
+def ca_hint(error: BaseException, option: str) -> str:
+    """The cure, if it is a certificate that nobody vouches for who is trusted; `option` is how to name another."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "verify_code", None) in _UNTRUSTED:
+            return f"; if it is signed by an authority of your own, name that: OAuth(..., {option})"
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
 # --- In a thread ------------------------------------------------------------------------------------------------------
+
+
+class HasFileno(Protocol):
+    """A socket, or what wraps one: TLS, TLS within TLS."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        ...
 
 
 class Deadline:
     """The end of one exchange of a stack that blocks: its sockets are shut down then, whatever they wait for."""
 
     def __init__(self, seconds: float) -> None:
-        self.passed = False
+        self.cut = False
+        """They have been shut down, which looks like an end of what the server sent."""
+        self._seconds = seconds
         self._end = time.monotonic() + seconds
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._cut)
-        self._timer.daemon = True
+        self._over = threading.Event()
+
+    @property
+    def passed(self) -> bool:
+        """It has come."""
+        return time.monotonic() >= self._end
 
     def left(self) -> float:
         """Seconds until then, for the stack's own timeouts: never 0, which means none to some."""
         return max(self._end - time.monotonic(), 0.001)
 
-    def watch(self, connection: socket.socket) -> None:
-        """End this connection too. TLS will take the socket away, so a second handle is kept.
-
-        Raises `TimeoutError` where the end has come: nothing is sent any more.
-        """
+    def watch(self, connection: HasFileno) -> None:
+        """End this connection too. Raises `TimeoutError` where the end has come: nothing is sent any more."""
         with self._lock:
-            if self.passed or time.monotonic() > self._end:
+            if self.passed:
                 raise TimeoutError("the deadline has passed")
-            self._sockets.append(connection.dup())
+            # A second handle: TLS takes the socket away from its first owner, who may close it meanwhile. Its family
+            # is all the same to `shutdown`.
+            self._sockets.append(socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM))
 
     def _cut(self) -> None:
+        """At the end, in two parts: a process that was stopped for longer first reads what has come."""
+        if any(self._over.wait(part * self._seconds) for part in (0.9, 0.1)):
+            return
         with self._lock:
-            self.passed = True
+            self.cut = True
             for connection in self._sockets:
                 with suppress(OSError):  # it was closed by the peer
                     connection.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Deadline:
         with suppress(RuntimeError):  # the interpreter ends and starts no thread: `left` must do
-            self._timer.start()
+            threading.Thread(target=self._cut, name="mcp-oauth deadline", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._timer.cancel()
+        self._over.set()
         with self._lock:
-            for connection in self._sockets:
-                connection.close()
+            while self._sockets:
+                self._sockets.pop().close()
 
 
 @contextmanager
@@ -213,10 +242,13 @@ def blocking_sender(
                     return _no_client(error)
             with Deadline(effect.seconds) as deadline:
                 try:
-                    return exchange(clients[0], effect, deadline)
+                    response = exchange(clients[0], effect, deadline)
                 except Exception as error:
                     failed = _failed(error, unsent)
                     return _too_late(effect) if deadline.passed and failed.may_have_arrived else failed
+                if response.status < 200:  # what http.client takes for the last one
+                    return SendFailed("an interim response", may_have_arrived=True)
+                return _too_late(effect) if deadline.cut else response
 
         yield send
 
@@ -230,8 +262,11 @@ def environment_proxy(url: str) -> str | None:
     For https only: plain http is for loopback (RULES 1.3), and a proxy would read the tokens on it, if it found the way
     at all.
     """
+    from urllib.request import getproxies, proxy_bypass  # late: it imports much
+
     parts = split(url)
-    if parts is None or parts.scheme != "https" or proxy_bypass(parts.host):
+    if parts is None or parts.scheme != "https" or proxy_bypass(parts.host.strip("[]")):
         return None
     proxies = getproxies()
-    return proxies.get("https") or proxies.get("all")
+    proxy = proxies.get("https") or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
