@@ -1,6 +1,6 @@
 """The OAuth 2.1 client for MCP servers: a pure protocol core and thin drivers.
 
-    from mcp_oauth.io.httpx2 import OAuth          # or mcp_oauth.io.httpx
+    from mcp_oauth.io.httpx2 import OAuth          # or httpx, aiohttp, requests, anyio
 
     httpx2.AsyncClient(auth=OAuth("https://mcp.example.com/mcp"))
 

@@ -74,6 +74,9 @@ WRONG = [
         for option in ("scopes", "scope_limit")
         for bad in ("", "a b", 'a"', "a\\", "é", "\x7f", "\n")
     ),
+    pytest.param(
+        {"dynamic": Dynamic(scopes=("a b",))}, "scopes of the client: 'a b' is not a scope", id="RFC6749-3.3-client"
+    ),
     *(
         pytest.param({option: client}, f"redirect_uri: {why}", id=f"RULES-2.13-{option}-{n}")
         for n, (uri, why) in enumerate(

@@ -66,6 +66,9 @@ class Dynamic(Value, frozen=True):
     more_redirect_uris: tuple[str, ...] = ()
     """Registered beside the one that is used, for other programs of this client."""
     client_uri: str | None = None
+    scopes: Scopes = ()
+    """Registered beside those that the login asks for: a step-up to them needs no other client, whose sessions at the
+    MCP server would be others too."""
     initial_access_token: Secret | None = None
     extra: Params = ()
     """More standard members of the registration request."""
@@ -131,6 +134,7 @@ def check(plan: Plan) -> Failure | None:
         or _check_patience(plan.login_seconds)
         or _check_scopes("scopes", plan.scopes)
         or _check_scopes("scope_limit", plan.scope_limit)
+        or _check_scopes("scopes of the client", plan.dynamic.scopes if plan.dynamic else ())
     )
 
 

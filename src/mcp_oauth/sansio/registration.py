@@ -37,6 +37,7 @@ from mcp_oauth.sansio.plan import (
     document_url_refusal,
     redirect_refusal,
 )
+from mcp_oauth.sansio.scopes import union
 from mcp_oauth.sansio.steps import Await, Done, Event, Failed, Misuse, Notice, Send, SendFailed, Step, Table
 from mcp_oauth.sansio.token_endpoint import KNOWN_METHODS, choose_auth_method, header_safe
 from mcp_oauth.sansio.values import Now, Value
@@ -178,8 +179,15 @@ def client_metadata(query: Query) -> dict[str, Any]:
         "application_type": application_type(query.redirect_uri),
     }
     document |= {"client_uri": client.client_uri} if client.client_uri is not None else {}
-    document |= {"scope": " ".join(query.scopes)} if query.scopes else {}
+    scopes = _scopes(query)
+    document |= {"scope": " ".join(scopes)} if scopes else {}
     return document | dict(client.extra)
+
+
+def _scopes(query: Query) -> Scopes | None:
+    """Those of the login, and those for later."""
+    later = _dynamic(query).scopes
+    return union(query.scopes or (), later) if later else query.scopes
 
 
 def application_type(redirect_uri: str) -> str:
@@ -232,7 +240,7 @@ def _registered(query: Query, document: Mapping[str, Any], client_id: str, now: 
         "dcr",
         method,
         query.redirect_uri,
-        scopes=query.scopes,
+        scopes=_scopes(query),
         client_secret=secret,
         client_secret_expires_at=expires or None,
         registration_client_uri=_management_uri(query.metadata, text_member(document, "registration_client_uri")),
