@@ -1,9 +1,9 @@
 """A program on the official SDK, 1.x or 2.x, that logs in with `mcp_oauth`: what a user would write is `connected`.
 
-    python -m tests.ecosystem.program SDK LOOP WIRE URL
+    python -m tests.ecosystem.program SDK LOOP WIRE URL [SCOPE]...
 
-It is told what to do, and answers, in lines of JSON. SDK 1.x has another environment than the tests, so nothing of
-theirs is imported here but the person.
+The scopes are registered in advance. It is told what to do, and answers, in lines of JSON. SDK 1.x has another
+environment than the tests, so nothing of theirs is imported here but the person.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import json
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
 
+from mcp_oauth.sansio.plan import Dynamic
 from mcp_oauth.store.memory import MemoryStore
 from tests.servers import consent
 
@@ -100,11 +102,11 @@ def text_of(result: Any) -> str:
 class Program:
     """One login, and sessions one after the other."""
 
-    def __init__(self, sdk: str, wire: str, url: str) -> None:
+    def __init__(self, sdk: str, wire: str, url: str, scopes: tuple[str, ...]) -> None:
         self._asked = 0
         self._tell, self._heard = anyio.create_memory_object_stream[None](100)
         plug = importlib.import_module(f"mcp_oauth.io.{LIBRARY[sdk]}")
-        self._oauth = plug.OAuth(url, store=MemoryStore(), user=self._person)
+        self._oauth = plug.OAuth(url, store=MemoryStore(), user=self._person, client=Dynamic(scopes=scopes))
         self._connect: Callable[..., Connected] = {"sdk1": sdk1, "sdk2": sdk2}[sdk]
         self._url, self._wire = url, wire
 
@@ -152,9 +154,9 @@ async def _line() -> str:
     return line.rstrip()
 
 
-async def main(sdk: str, wire: str, url: str) -> None:
-    await Program(sdk, wire, url).run()
+async def main(sdk: str, wire: str, url: str, *scopes: str) -> None:
+    await Program(sdk, wire, url, scopes).run()
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[3], sys.argv[4], backend=sys.argv[2])
+    anyio.run(partial(main, sys.argv[1], *sys.argv[3:]), backend=sys.argv[2])

@@ -69,10 +69,10 @@ class Session:
 
 
 @contextmanager
-def session(way: str, server: McpServer) -> Generator[Session]:
-    """A session that has begun, with a login, and with its stream of events open."""
+def session(way: str, server: McpServer, *scopes: str) -> Generator[Session]:
+    """A session that has begun, with a login, and with its stream of events open; `scopes`: registered in advance."""
     sdk, loop, wire = way.split("-")
-    command = [str(interpreter(sdk)), "-m", "tests.ecosystem.program", sdk, loop, wire, server.mcp]
+    command = [str(interpreter(sdk)), "-m", "tests.ecosystem.program", sdk, loop, wire, server.mcp, *scopes]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     try:
         here = Session(child)

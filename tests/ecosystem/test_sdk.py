@@ -19,7 +19,7 @@ from mcp_oauth.store.memory import MemoryStore
 from tests.ecosystem.program import sdk2
 from tests.ecosystem.sessions import WAYS, Session, session
 from tests.servers import consent
-from tests.servers.mcp_server import McpServer, serving
+from tests.servers.mcp_server import ADMIN, McpServer, serving
 
 PARALLEL = 50
 SHORT = 2
@@ -104,6 +104,14 @@ def test_RULES_3_5_a_tool_that_wants_more_brings_one_login(way: str, here: Sessi
     assert here.call() == ["alice"]
     assert here.asked == 2
     assert given_out(server.stats()) == {"registered": 2, "logged in": 2}
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way.endswith("legacy")])
+def test_RULES_2_10_scopes_registered_in_advance_keep_the_session_at_a_step_up(way: str, server: McpServer) -> None:
+    with session(way, server, ADMIN) as here:
+        assert here.call("admin", times=PARALLEL) == ["alice may"] * PARALLEL
+        assert here.asked == 2
+    assert given_out(server.stats()) == {"registered": 1, "logged in": 2}
 
 
 def test_RULES_2_11_a_server_that_starts_anew_and_knows_nobody_gets_a_new_login(way: str) -> None:
