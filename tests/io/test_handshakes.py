@@ -29,6 +29,15 @@ from tests.io.web import world_on_the_web
 pytestmark = pytest.mark.usefixtures("nothing_is_left_of_flights")
 
 CONNECTIONS = 3
+ROOT = Path(__file__).parents[2]
+
+
+def shown_with(name: str) -> str:
+    """The block of the page on drivers that has it."""
+    (shown,) = (
+        block.code for block in blocks((ROOT / "docs" / "drivers.md").read_text("utf-8"), "py") if name in block.code
+    )
+    return shown
 
 
 def a_token_that_runs_out_at_once(world: World, driver: Any) -> Any:
@@ -105,6 +114,19 @@ def test_the_example_of_events_ends_where_the_server_refuses() -> None:
                 await anext(events(oauth, world.url, wait=0))
 
     asyncio.run(main())
+
+
+def test_the_page_on_drivers_shows_what_works(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(shown_with("client.sse"), names)
+
+    async def main() -> None:
+        async with world_on_the_web(two_events) as world:
+            names["OAuth"] = lambda url: mcp_oauth.io.httpx2.OAuth(url, store=MemoryStore(), user=world.login)
+            await names["show"](world.url)
+
+    asyncio.run(main())
+    assert capsys.readouterr().out == "event 1\nevent 2\n"
 
 
 def test_an_event_stream_of_aiohttp_renews_before_it_connects_again() -> None:
@@ -244,19 +266,9 @@ def test_the_example_of_websockets_gets_a_token_where_it_is_challenged() -> None
     asyncio.run(main())
 
 
-def test_the_page_on_drivers_shows_what_works() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "drivers.md").read_text("utf-8")
-    (shown,) = (block.code for block in blocks(page, "python") if "websockets" in block.code)
-    names: dict[str, Any] = {}
-    exec(shown.partition("\nasync with")[0], names)
-
-    async def main() -> None:
-        async with beside() as (world, url):
-            oauth = mcp_oauth.io.httpx2.OAuth(world.url, store=MemoryStore(), user=world.login)
-            async with await names["connect_authorized"](oauth, url) as socket:
-                assert await socket.recv() == "hello"
-
-    asyncio.run(main())
+def test_the_page_on_drivers_shows_the_code_of_the_example() -> None:
+    code = (ROOT / "examples" / "websockets_client.py").read_text("utf-8")
+    assert shown_with("connect_authorized") in code
 
 
 def test_the_example_of_websockets_raises_what_its_user_must_know() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,15 +20,15 @@ from mcp_oauth.sansio.messages import Response, get
 from mcp_oauth.sansio.steps import Send, SendFailed
 from mcp_oauth.store.memory import MemoryStore
 from tests.docs.blocks import blocks
-from tests.io.servers import PATIENCE, Reply, Seen, World, put_grant, raw, serving, world_on_loopback
+from tests.io.servers import PATIENCE, Reply, Seen, World, dripping, put_grant, raw, serving, world_on_loopback
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_of_threads")
 
 ROOT = Path(__file__).parents[2]
 
 
-def send(url: str, *, seconds: float = PATIENCE, most: int = 1 << 20, **options: Any) -> Any:
-    with OAuth("https://mcp.example/mcp", store=MemoryStore(), **options).open_sender() as sender:
+def send(url: str, *, seconds: float = PATIENCE, most: int = 1 << 20) -> Any:
+    with OAuth("https://mcp.example/mcp", store=MemoryStore()).open_sender() as sender:
         return sender(Send(get(url), most, seconds))
 
 
@@ -97,7 +100,7 @@ def test_a_body_is_given_up_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize("head", [b"", OK, OK + b"\r\n"], ids=["silence", "in-the-header", "in-the-body"])
-def test_FN_30_an_exchange_ends_at_its_total_deadline(head: bytes) -> None:
+def test_FN_30_who_falls_silent_is_waited_for_until_the_deadline(head: bytes) -> None:
     def answer(connection: socket.socket) -> None:
         connection.sendall(head)
         assert connection.recv(1) == b""
@@ -106,8 +109,15 @@ def test_FN_30_an_exchange_ends_at_its_total_deadline(head: bytes) -> None:
         began = time.monotonic()
         failed = send(origin, seconds=0.3)
         took = time.monotonic() - began
-    assert failed == SendFailed("no answer within 0 seconds", may_have_arrived=True)
+    assert isinstance(failed, SendFailed)
+    assert failed.may_have_arrived
     assert took < 3
+
+
+def test_FN_30_a_body_that_trickles_ends_at_the_deadline() -> None:
+    with dripping(OK + b"\r\n", b"x") as origin:
+        failed = send(origin, seconds=0.3)
+    assert failed == SendFailed("no answer within 0 seconds", may_have_arrived=True)
 
 
 def test_RULES_4_9_who_refuses_has_not_seen_the_request() -> None:
@@ -117,21 +127,47 @@ def test_RULES_4_9_who_refuses_has_not_seen_the_request() -> None:
     assert (type(failed), failed.may_have_arrived) == (SendFailed, False)
 
 
-def test_FN_57_a_private_ca_is_trusted_where_it_was_configured_and_nowhere_else() -> None:
-    authority = trustme.CA()
-    serverside, clientside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+PROGRAM = """
+import sys
+from tests.io.test_urllib_driver import send
+print(send(sys.argv[1]))
+"""
+
+
+def run(url: str, **environment: str) -> str:
+    """What an exchange brings in a process with this environment."""
+    command = [sys.executable, "-c", PROGRAM, url]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_FN_57_a_private_ca_is_trusted_where_the_environment_names_it_and_nowhere_else(tmp_path: Path) -> None:
+    authority, path = trustme.CA(), tmp_path / "ca.pem"
+    serverside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(serverside)
-    authority.configure_trust(clientside)
+    authority.cert_pem.write_to_path(str(path))
     with serving(lambda seen: Reply(200), tls=serverside) as server:
-        assert send(server.origin, context=clientside).status == 200
+        assert "status=200" in run(server.origin, SSL_CERT_FILE=str(path))
         failed = send(server.origin)
     assert "certificate verify failed" in failed.reason
     assert not failed.may_have_arrived
 
 
+def test_RULES_1_3_no_proxy_of_the_environment_gets_plain_http() -> None:
+    asked: list[Seen] = []
+
+    def refuse(seen: Seen) -> Reply:
+        asked.append(seen)
+        return Reply(403)
+
+    with serving(refuse) as proxy, serving(lambda seen: Reply(200)) as server:
+        proxies = {f"{scheme}_proxy": proxy.origin for scheme in ("http", "https", "all")} | {"no_proxy": ""}
+        assert "status=200" in run(server.origin, **proxies)
+    assert asked == []
+
+
 def test_the_page_shows_the_code_of_the_example() -> None:
     page = (ROOT / "docs" / "drivers.md").read_text("utf-8")
-    shown = next(block for block in blocks(page, "py") if "def open_sender" in block.code)
+    (shown,) = (block.code for block in blocks(page, "py") if "OpenerDirector" in block.code)
     code = (ROOT / "examples" / "urllib_driver.py").read_text("utf-8")
-    begin, end = code.index("# --- 1."), code.index('if __name__ == "__main__":')
-    assert shown.code == code[begin:end].rstrip() + "\n"
+    begin, end = code.index("# Without other"), code.index('if __name__ == "__main__":')
+    assert shown == code[begin:end].rstrip() + "\n"

@@ -38,7 +38,7 @@ def stack(request: pytest.FixtureRequest) -> Way:
 
 @pytest.fixture(params=DRIVERS, ids=[way.stack for way in DRIVERS])
 def driver(request: pytest.FixtureRequest) -> Way:
-    """The same, but for the example: with all options, and with all that is known of failures."""
+    """The same, but for the example, which claims less: see `urllib_ways`."""
     found: Way = request.param
     return found
 

@@ -13,6 +13,6 @@ WAYS: tuple[Way, ...] = (*HTTPX, *ANYIO, *AIOHTTP, *REQUESTS, *URLLIB)
 STACKS: tuple[Way, ...] = tuple({way.stack: way for way in WAYS}.values())
 """One way of each stack."""
 DRIVERS: tuple[Way, ...] = tuple(way for way in STACKS if way not in URLLIB)
-"""Those that are part of the library, with all their options."""
+"""Those that are part of the library: with all their options, and connections that are watched from the beginning."""
 FOLLOWERS: tuple[Way, ...] = tuple(way for way in WAYS if way.follows)
 """Those whose clients follow redirects by themselves."""

@@ -1,6 +1,8 @@
-"""The example of `docs/drivers.md`: `urllib.request`, in threads. It follows no redirects, and has fewer options.
+"""The example of `docs/drivers.md`: `urllib.request`, in threads. It follows no redirects, has no options of its own.
 
-What it cannot do: a transport of the caller's, an explicit proxy, and to know of a timeout whether it was connected.
+It claims less than a driver of the library must keep (`table.DRIVERS`). It has no transport, CA or proxy of the
+caller's; it does not end at the deadline before there is a header, nor know of a timeout whether it was connected; and
+it reads nothing that came while the process was stopped for longer.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Urllib(SyncWay):
         raise NotImplementedError
 
     def trusting(self, authority: Authority) -> dict[str, Any]:
-        return {"context": authority.context}
+        raise NotImplementedError
 
     @contextmanager
     def open(self, caller: Caller) -> Generator[Any]:
