@@ -90,9 +90,9 @@ def test_a_request_as_it_is_sent(
         ("GET", "ftp://h/?CANARY", (), b"", "ftp://h/ is not a well-formed http(s) URL"),
         ("GET", "http://u:CANARY@h/", (), b"", "http://h/ is not a well-formed http(s) URL"),
         ("CONNECT", "{}", (), b"", "a tunnel is no request: this client makes its own"),
-        ("GE T", "{}", (), b"", "the request's method or a header has characters that HTTP does not allow"),
-        ("GET", "{}", (("a", "CANARY\n"),), b"", "the request's method or a header has characters that HTTP does not"),
-        ("GET", "{}", (("a", "CANARYé"),), b"", "the request's method or a header has characters that HTTP does not"),
+        ("GE T", "{}", (), b"", "the request's method or headers are not what HTTP allows"),
+        ("GET", "{}", (("a", "CANARY\n"),), b"", "the request's method or headers are not what HTTP allows"),
+        ("GET", "{}", (("a", "CANARYé"),), b"", "the request's method or headers are not what HTTP allows"),
         (
             "POST",
             "{}",
@@ -107,8 +107,27 @@ def test_a_request_as_it_is_sent(
             b"CANARY",
             "the request's body is not as long as its content-length",
         ),
+        (
+            "POST",
+            "{}",
+            (("Content-Length", "6"), ("transfer-encoding", "chunked")),
+            b"CANARY",
+            "a request has a content-length or a transfer-encoding, not both",
+        ),
+        ("POST", "{}", (("Host", "a"), ("host", "CANARY")), b"", "the request's method or headers are not what HTTP"),
     ],
-    ids=["scheme", "userinfo", "tunnel", "method", "RFC9112-11.1-newline", "non-ascii", "too-long", "too-short"],
+    ids=[
+        "scheme",
+        "userinfo",
+        "tunnel",
+        "method",
+        "RFC9112-11.1-newline",
+        "non-ascii",
+        "too-long",
+        "too-short",
+        "RFC9112-6.2-two-framings",
+        "RFC9112-3.2-two-hosts",
+    ],
 )
 def test_RULES_4_9_a_request_that_cannot_be_is_not_sent(
     backend: str, method: str, url: str, headers: Any, body: bytes, reason: str

@@ -8,8 +8,10 @@ import pickle
 import socket
 import ssl
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from mcp_oauth.sansio.errors import Reason
 from mcp_oauth.sansio.messages import Request, Response, get, post_form
 from mcp_oauth.sansio.steps import Send, SendFailed
 from mcp_oauth.store.memory import MemoryStore
-from tests.io.servers import PATIENCE, Reply, Seen, World, put_grant, raw, serving, world_on_loopback
+from tests.io.servers import PATIENCE, Reply, Seen, World, answering, put_grant, raw, serving, world_on_loopback
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_of_threads")
 
@@ -123,6 +125,18 @@ def test_FN_54_a_copy_holds_no_token_and_gets_none(
     assert [seen.token for seen in served.at("/mcp")[1:]] == [None, None]
 
 
+def shown_by_frames(error: BaseException) -> list[str]:
+    """The functions in whose local variables a token is to be seen, as pytest, rich and Sentry show them."""
+    frames = [each for link in chain_of(error) for each, _ in traceback.walk_tb(link.__traceback__)]
+    return [each.f_code.co_name for each in frames if "Bearer CANARY" in repr(each.f_locals)]
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def test_FN_54_an_exception_shows_no_token(served: World, session: requests.Session) -> None:
     def cut(connection: socket.socket) -> None:
         connection.close()
@@ -131,10 +145,12 @@ def test_FN_54_an_exception_shows_no_token(served: World, session: requests.Sess
         world = World(origin)
         with pytest.raises(requests.ConnectionError) as caught:
             session.get(world.url, auth=logged_in(world))
-    assert caught.value.request is not None
+    assert isinstance(caught.value.request, requests.PreparedRequest)
     assert "authorization" in caught.value.request.headers
     assert "CANARY" not in repr(vars(caught.value.request))
+    assert "CANARY" not in repr(caught.value.request.copy().headers)
     assert b"CANARY" not in pickle.dumps(caught.value.request)
+    assert shown_by_frames(caught.value) == []
 
 
 def test_a_request_to_another_place_is_not_touched(session: requests.Session) -> None:
@@ -301,6 +317,30 @@ def test_RULES_4_9_an_adapter_that_repeats_does_not_repeat_oauth_traffic(answer:
         result = send(post_form(origin, [("refresh_token", "x")]), adapter=Eager)
     assert len(connections) == 1
     assert isinstance(result, Response if answer else SendFailed)
+
+
+class Stubborn(HTTPAdapter):
+    """Tries a place where nobody listens, and the right one, in this or that order."""
+
+    def __init__(self, *prefixes: str) -> None:
+        super().__init__()
+        self.prefixes = prefixes
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+        url = request.url
+        for prefix in self.prefixes:
+            request.url = prefix or url
+            with suppress(requests.ConnectionError):
+                return super().send(request, *args, **options)
+        raise requests.ConnectTimeout
+
+
+@pytest.mark.parametrize("prefixes", [("http://127.0.0.1:1/", ""), ("", "http://127.0.0.1:1/")], ids=["then", "before"])
+def test_RULES_4_9_what_an_adapter_sent_by_itself_has_been_sent(prefixes: tuple[str, str]) -> None:
+    """Whatever could not be connected to before or after."""
+    with answering(b"cut") as origin:
+        failed = send(post_form(origin, [("refresh_token", "x")]), adapter=lambda: Stubborn(*prefixes))
+    assert failed == SendFailed("ConnectionError", may_have_arrived=True)
 
 
 def test_a_connection_is_used_again_within_a_run_and_ends_at_the_deadline_of_its_second_exchange_too() -> None:

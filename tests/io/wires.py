@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
@@ -158,21 +159,24 @@ def tunnelling(heads: list[bytes], port: int | None = None) -> Script:
             return
         with socket.create_connection(("127.0.0.1", port or 0), timeout=PATIENCE) as there:
             peer.say(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            back = threading.Thread(target=_pump, args=(there, peer.sock))
-            back.start()
-            _pump(peer.sock, there)
-            back.join(PATIENCE)
+            _forward(peer.sock, there)
 
     return script
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _forward(*ends: socket.socket) -> None:
+    """Until one of the two is done. In one thread: two may not use one TLS connection at once."""
     with suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    for sock in (source, target):
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+        while ready := _buffered(ends) or select.select(ends, [], [], PATIENCE)[0]:
+            for end in ready:
+                if not (data := end.recv(65536)):
+                    return
+                ends[end is ends[0]].sendall(data)
+
+
+def _buffered(ends: Iterable[socket.socket]) -> list[socket.socket]:
+    """Those with data that TLS has read already."""
+    return [end for end in ends if isinstance(end, ssl.SSLSocket) and end.pending()]
 
 
 # --- The client's side ------------------------------------------------------------------------------------------------

@@ -141,6 +141,10 @@ class _OneHop(CaseInsensitiveDict[str]):
         hidden = {name for name, _ in self.credential}
         return CaseInsensitiveDict({name: value for name, value in self.items() if name.lower() not in hidden})
 
+    def copy(self) -> CaseInsensitiveDict[str]:
+        """urllib3 sends a copy, which its frames keep in an exception's traceback."""
+        return _OneHop(self, self.credential)
+
     def __repr__(self) -> str:
         return repr(self.without())
 
@@ -318,6 +322,8 @@ class _Attempt:
         self.deadline = deadline
         self.failed: Exception | None = None
         """Why there is no connection."""
+        self.connected = False
+        """There was one, on which something may have been sent: adapters of the caller's may try more than once."""
 
 
 _attempt: ContextVar[_Attempt | None] = ContextVar("mcp_oauth_requests_attempt", default=None)
@@ -329,7 +335,8 @@ class _Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
         connection = super()._new_conn()
         try:
-            _watch(connection)
+            if attempt := _attempt.get():
+                attempt.deadline.watch(connection)
         except BaseException:
             connection.close()
             raise
@@ -337,23 +344,23 @@ class _Connection(HTTPConnection):
 
     def connect(self) -> None:
         """With the handshakes of proxies and TLS: until it is done, nothing of the request is sent."""
+        attempt = _attempt.get()
         try:
             super().connect()
         except Exception as error:
-            if attempt := _attempt.get():
+            if attempt:
                 attempt.failed = error
             raise
+        if attempt:
+            attempt.connected = True
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         """On a connection that may be an earlier exchange's."""
-        if self.sock is not None:
-            _watch(self.sock)
+        attempt = _attempt.get()
+        if attempt and self.sock is not None:
+            attempt.connected = True
+            attempt.deadline.watch(self.sock)
         super().request(*args, **kwargs)
-
-
-def _watch(connection: socket.socket) -> None:
-    if attempt := _attempt.get():
-        attempt.deadline.watch(connection)
 
 
 @lru_cache(maxsize=16)  # http and https, direct and by SOCKS
@@ -376,8 +383,10 @@ def _watching(adapter: BaseAdapter, proxy: str | None, deadline: Deadline) -> Ge
     before = _attempt.set(attempt)
     try:
         yield
-    except Exception:
-        if attempt.failed is not None:
+    except Exception as error:
+        if attempt.connected and isinstance(error, ConnectTimeout):  # of a later try
+            raise requests.ConnectionError from error
+        if attempt.failed is not None and not attempt.connected:
             reason = f"{type(attempt.failed).__name__}: {attempt.failed}{ca_hint(attempt.failed, CA_OPTION)}"
             raise _NotConnectedError(reason) from attempt.failed
         raise

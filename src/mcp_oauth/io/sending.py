@@ -42,7 +42,9 @@ NOT_CODED = ("accept-encoding", "identity")
 
 
 class UnreadableError(Exception):
-    """A body that is too long, or in a coding that was not asked for and is not known."""
+    """A body that is too long, or in a coding that is broken or not known."""
+
+    BROKEN = "the body's content coding is broken"
 
 
 # --- Bodies -----------------------------------------------------------------------------------------------------------
@@ -56,24 +58,31 @@ class Body:
         self._most = most
         self._body = bytearray()
         self._inflate = _inflater((coding or "").strip().lower())
+        self._under_way = False
+        """Something has come that is coded, and its end has not."""
 
     def add(self, chunk: bytes) -> None:
         """Take what came. Raises `UnreadableError`."""
         left = self._most - len(self._body)
-        if self._inflate is None:
-            data, more = chunk, len(chunk) > left
-        else:
-            try:
-                data = self._inflate.decompress(chunk, left + 1)
-            except zlib.error:
-                raise UnreadableError("the body's content coding is broken") from None
-            more = len(data) > left or bool(self._inflate.unconsumed_tail)
-        if more:
+        data = chunk if self._inflate is None else self._decoded(self._inflate, chunk, left + 1)
+        if len(data) > left:
             raise UnreadableError(f"the body is longer than {self._most} bytes")
         self._body += data
 
+    def _decoded(self, inflate: zlib._Decompress, chunk: bytes, most: int) -> bytes:
+        try:
+            data = inflate.decompress(chunk, most)
+        except zlib.error:
+            raise UnreadableError(UnreadableError.BROKEN) from None
+        if inflate.unused_data:  # where all that follows the end would pile up
+            raise UnreadableError(UnreadableError.BROKEN)
+        self._under_way = not inflate.eof and (self._under_way or bool(chunk))
+        return data
+
     def whole(self) -> bytes:
-        """All of it."""
+        """All of it. Raises `UnreadableError` for a coded body that was cut: half a form looks like a form."""
+        if self._under_way:
+            raise UnreadableError(UnreadableError.BROKEN)
         return bytes(self._body)
 
 

@@ -88,6 +88,14 @@ def test_a_body_of_exactly_the_limit_is_read(stack: Way, length: int) -> None:
 CODED = {
     "gzip-bomb": ("gzip", gzip.compress(bytes(64 << 20)), f"the body is longer than {MOST} bytes"),
     "broken": ("gzip", b"not gzip", "the body's content coding is broken"),
+    "cut": ("gzip", gzip.compress(b"a form: access_token=half")[:-12], "the body's content coding is broken"),
+    "goes-on-after-its-end": ("gzip", gzip.compress(b"fine") + bytes(64 << 20), "the body's content coding is broken"),
+    "RFC1952-2.2-two-members": (
+        "gzip",
+        gzip.compress(b"fi") + gzip.compress(b"ne"),
+        "the body's content coding is broken",
+    ),
+    "empty": ("gzip", b"", b""),
     "unknown": ("br", b"?", "the body has a content coding that was not asked for"),
     "twice": ("gzip, gzip", b"?", "the body has a content coding that was not asked for"),
     "gzip": ("gzip", gzip.compress(b"fine"), b"fine"),

@@ -34,7 +34,7 @@ def h11_request(
     try:
         return h11.Request(method=method, target=target, headers=[*_host_first(origin, headers), *added])
     except (h11.LocalProtocolError, UnicodeEncodeError):  # their text quotes the header
-        raise NotSent("the request's method or a header has characters that HTTP does not allow") from None
+        raise NotSent("the request's method or headers are not what HTTP allows") from None
 
 
 def _host_first(origin: str, headers: Headers) -> Headers:
@@ -44,8 +44,11 @@ def _host_first(origin: str, headers: Headers) -> Headers:
 
 
 def _framing(method: str, headers: Headers, body: RequestBody) -> Headers:
-    """How long the body is, unless the caller says it."""
-    if any(name.lower() in ("content-length", "transfer-encoding") for name, _ in headers):
+    """How long the body is, unless the caller says it. Raises `NotSent` where he says it in two ways."""
+    given = {name.lower() for name, _ in headers} & {"content-length", "transfer-encoding"}
+    if len(given) > 1:  # one server believes this, and one behind it that (RFC 9112 section 11.2)
+        raise NotSent("a request has a content-length or a transfer-encoding, not both")
+    if given:
         return ()
     if not isinstance(body, bytes):
         return (("Transfer-Encoding", "chunked"),)
