@@ -65,7 +65,7 @@ class Program:
         finally:
             stop(child)
         assert child.returncode == 0
-        return [line for line in said.splitlines() if not line.endswith(":")]
+        return [line for line in said.splitlines() if line and not line.endswith(":")]
 
     def _as(self, browser: str) -> dict[str, Any]:
         python = sys.executable if self.environment is None else str(python_of(self.environment))

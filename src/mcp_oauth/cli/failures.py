@@ -56,6 +56,8 @@ _CURES: Mapping[Reason, str] = {
     Reason.CLIENT_OF_ANOTHER_ISSUER: "register a client at the authorization server that the server names now, then "
     "log in with --client-id and --issuer",
     Reason.USER_UNAVAILABLE: "see the message; --redirect-port takes another port, --no-browser needs none",
+    Reason.RENEWAL_AMBIGUOUS: "the login is kept: try again; where the server never says that it spent the refresh "
+    "token, log in with: mcp-oauth auth NAME URL --force",
     Reason.LOGIN_TIMED_OUT: "nobody answered in the browser: try again, with a longer --timeout if need be",
     Reason.LOGIN_HELD_BACK: "a login was denied or did not help within the last 10 minutes: mcp-oauth auth asks again",
     Reason.STEP_UP_DENIED: "these scopes were asked for before and not granted: mcp-oauth auth --scope asks again",
