@@ -95,4 +95,4 @@ demo: setup ## a login to a real server, narrated
 	$(VENV)/bin/python -m examples.demo
 
 clean: ## remove what was built and installed
-	rm -rf $(VENV) node_modules build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venvs node_modules build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -74,7 +74,10 @@ def _uv(*arguments: str) -> None:
 def main(chosen: Iterable[str]) -> None:
     """Make the environments, one after the other."""
     for name in chosen:
-        make(name)
+        try:
+            make(name)
+        except subprocess.CalledProcessError:  # uv has said why
+            raise SystemExit(f"{_folder(name)} could not be made, so its tests are skipped") from None
 
 
 if __name__ == "__main__":
