@@ -419,6 +419,7 @@ async def test_fifty_writers_of_one_entry_leave_what_one_of_them_wrote() -> None
 # --- Beside the command -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("the_log_stays")
 @pytest.mark.parametrize("command", [("list",), ("store", "check"), ("store", "rekey")], ids=" ".join)
 async def test_the_command_is_not_disturbed(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

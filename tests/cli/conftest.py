@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ def settings(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, the_log_stays: None) -> Run:
     """The command in this process, on a store of its own, with a person who agrees to everything."""
     monkeypatch.setenv("MCP_OAUTH_STORE", "file")
     monkeypatch.setenv("MCP_OAUTH_STORE_DIR", str(folder))
@@ -55,7 +54,4 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         told = capsys.readouterr()
         return Ran(code, told.out, told.err)
 
-    log = logging.getLogger("mcp_oauth")
-    handlers, level = list(log.handlers), log.level
-    yield run
-    log.handlers, log.level = handlers, level
+    return run
