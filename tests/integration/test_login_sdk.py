@@ -142,3 +142,12 @@ def test_a_login_asked_for_replaces_the_grant(login: Program, person: Person) ->
     new = grant_in(login.oauth._store, login.url)
     assert (person.asked, new.lineage == old.lineage) == (2, False)
     assert served(login.call())
+
+
+def test_RFC7591_2_a_registration_without_scopes_serves_no_login_that_asks_for_some(
+    sdk_server: SdkServer, tmp_path: Path
+) -> None:
+    """A mistyped path of the same server: it suggests no scopes, and the SDK's server takes that for none."""
+    store = EncryptedFileStore(tmp_path)
+    program("httpx2", f"{sdk_server.mcp}-mistyped", store=store, user=at_a_browser()).oauth.authorize()
+    assert served(program("httpx2", sdk_server.mcp, store=store, user=at_a_browser()).call())

@@ -116,6 +116,13 @@ def test_json_and_headers_go_as_they_are_and_the_token_before_the_callers_own(ba
     assert str(seen.token).startswith("Bearer CANARY-access-")
 
 
+def test_headers_may_be_a_mapping(backend: str) -> None:
+    with world_on_loopback() as world:
+        oauth = logged_in(world)
+        using(oauth, lambda client: client.request("POST", headers={"Accept": "text/event-stream"}), backend)
+    assert world.seen[-1].headers["accept"] == "text/event-stream"
+
+
 def test_a_body_that_cannot_be_sent_again_gives_the_typed_error_only_where_it_would_be_needed(backend: str) -> None:
     with world_on_loopback() as world:
         oauth = OAuth(world.url, store=MemoryStore(), user=world.login)

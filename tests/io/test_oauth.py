@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left_of_flights")
 
 
 def test_an_option_that_there_is_not_is_refused(world: World) -> None:
-    with pytest.raises(TypeError, match="Plain has no option 'interactiv'"):
+    with pytest.raises(TypeError, match=r"tests\.io\.plain\.Plain has no option 'interactiv'"):
         Plain(world, interactiv=False)
 
 

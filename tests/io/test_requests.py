@@ -411,5 +411,5 @@ def test_a_bundle_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
 
 def test_verification_cannot_be_switched_off() -> None:
     options: dict[str, Any] = {"verify": False}
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigurationError, match="TLS is always verified"):
         OAuth(EVERYWHERE, **options)

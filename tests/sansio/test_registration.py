@@ -157,7 +157,7 @@ class TestEarlierRegistrations:
             "FN-34-fewer-scopes": (dcr(), ("b",), True),
             "FN-34-no-scopes": (dcr(), None, True),
             "FN-34-scope-not-registered": (dcr(), ("a", "c"), False),
-            "RFC7591-2-registered-without-scopes": (dcr(scopes=None), ("a",), True),
+            "RFC7591-2-registered-without-scopes": (dcr(scopes=None), ("a",), False),
             "RULES-2.15-no-scopes-at-all": (dcr(scopes=None), None, True),
             "FN-37-other-redirect": (dcr(redirect_uri=REDIRECT + "/"), ("a",), False),
             "FN-37-unknown-redirect": (dcr(redirect_uri=None), ("a",), False),

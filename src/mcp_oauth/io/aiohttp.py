@@ -28,7 +28,7 @@ from aiohttp import ClientRequest, ClientResponse, payload
 from yarl import URL
 
 from mcp_oauth.io.oauth import BaseOAuth
-from mcp_oauth.io.options import Options
+from mcp_oauth.io.options import Options, insist
 from mcp_oauth.io.plug import Heard, is_short, send_authorized_async
 from mcp_oauth.io.sending import NOT_CODED, Body, Sender, ca_hint, environment_proxy, sender
 from mcp_oauth.sansio.messages import Headers, Response
@@ -37,7 +37,7 @@ from mcp_oauth.sansio.steps import Send
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-CA_OPTION = "ssl=ssl.create_default_context(cafile=...)"
+CA_OPTION = "SSL_CERT_FILE=ca.pem, or OAuth(..., ssl=ssl.create_default_context(cafile=...))"
 REDIRECTS = frozenset((301, 302, 303, 307, 308))
 MOST_REMEMBERED = 1000
 """Paths that redirects led to. Between a redirect and its hop there is no time for so many others."""
@@ -70,6 +70,8 @@ class OAuth(BaseOAuth):
         """See `Options` and `AiohttpOptions`. Raises `ConfigurationError`."""
         self._connector = options.pop("connector", None)
         self._ssl = options.pop("ssl", None)
+        insist("connector", self._connector, Callable | None, "a function that makes one, for one run each")
+        insist("ssl", self._ssl, SSLContext | None, "an ssl.SSLContext: TLS is always verified")
         self._proxy = options.pop("proxy", None)
         super().__init__(server_url, **cast("Options", options))
         self._host = URL(self.server_url).host

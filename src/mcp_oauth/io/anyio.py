@@ -9,7 +9,7 @@ async with Client(OAuth("https://mcp.example.com/mcp")) as client:
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -21,7 +21,7 @@ import msgspec
 from mcp_oauth.io import http11
 from mcp_oauth.io.http11 import Broken, Connect, Connections, ExchangeError, NotSent, RequestBody
 from mcp_oauth.io.oauth import BaseOAuth
-from mcp_oauth.io.options import Options
+from mcp_oauth.io.options import Options, insist
 from mcp_oauth.io.plug import Heard, is_short, send_authorized_async
 from mcp_oauth.io.sending import NOT_CODED, Body, Sender, UnreadableError, sender
 from mcp_oauth.sansio.messages import Headers, Response, header, header_values
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Broken", "Client", "ExchangeError", "NotSent", "OAuth"]
 
+RequestHeaders = Mapping[str, str] | Iterable[tuple[str, str]]
 MOST_BYTES = 1 << 26
 """The longest body that `Client.request` reads unless told otherwise."""
 
@@ -54,6 +55,7 @@ class OAuth(BaseOAuth):
         """See `Options` and `AnyioOptions`. Raises `ConfigurationError`."""
         self._connect = options.pop("connect", anyio.connect_tcp)
         self._ssl_context = options.pop("ssl_context", None)
+        insist("ssl_context", self._ssl_context, ssl.SSLContext | None, "an ssl.SSLContext: TLS is always verified")
         self._proxy = options.pop("proxy", None)
         super().__init__(server_url, **cast("Options", options))
 
@@ -124,7 +126,7 @@ class Client:
         method: str,
         url: str = "",
         *,
-        headers: Iterable[tuple[str, str]] = (),
+        headers: RequestHeaders = (),
         body: RequestBody = b"",
         json: Any = None,
         max_bytes: int = MOST_BYTES,
@@ -137,7 +139,7 @@ class Client:
         Raises `OAuthError`; `NotSent` and `Broken` for what came between; `UnreadableError` for a body that is longer
         than `max_bytes`.
         """
-        sent = tuple(headers)
+        sent = _fields(headers)
         if json is not None:
             body, sent = msgspec.json.encode(json), (*_without(sent, ["content-type"]), ("content-type", JSON))
         async with self.stream(method, url, headers=sent, body=body) as answer:
@@ -149,11 +151,11 @@ class Client:
         method: str,
         url: str = "",
         *,
-        headers: Iterable[tuple[str, str]] = (),
+        headers: RequestHeaders = (),
         body: RequestBody = b"",
     ) -> AsyncGenerator[http11.Response]:
         """Send a request, and read its answer as it comes: `async for chunk in answer.body`. Raises like `request`."""
-        where, sent = urljoin(self._oauth.server_url, url), tuple(headers)
+        where, sent = urljoin(self._oauth.server_url, url), _fields(headers)
         async with AsyncExitStack() as closing:
             connections = await closing.enter_async_context(self._kept())
 
@@ -175,6 +177,12 @@ class Client:
 
 
 JSON = "application/json"
+
+
+def _fields(headers: RequestHeaders) -> Headers:
+    if isinstance(headers, Mapping):
+        return tuple(cast("Mapping[str, str]", headers).items())
+    return tuple(headers)
 
 
 def _without(headers: Headers, names: Iterable[str]) -> Headers:

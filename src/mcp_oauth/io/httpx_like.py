@@ -9,10 +9,11 @@ from collections.abc import AsyncGenerator, Callable, Generator, ItemsView, Iter
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mcp_oauth.io.oauth import BaseOAuth
-from mcp_oauth.io.options import Options
+from mcp_oauth.io.options import Options, insist
 from mcp_oauth.io.plug import Trip, is_short
 from mcp_oauth.io.sending import NOT_CODED, Body, Sender, ca_hint, sender
 from mcp_oauth.sansio.messages import Headers, Response
@@ -21,7 +22,7 @@ from mcp_oauth.sansio.steps import Ensure, Proceed, Send
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-CA_OPTION = "verify=ssl.create_default_context(cafile=...)"
+CA_OPTION = "SSL_CERT_FILE=ca.pem, or OAuth(..., verify=ssl.create_default_context(cafile=...))"
 DIRECT: Mapping[str, Any] = {"http://": None}
 """The `mounts` of a client that obeys the environment's proxies for https only. Plain http is for loopback (RULES 1.3),
 and a proxy would read the tokens on it, if it found the way at all."""
@@ -125,8 +126,8 @@ class HttpxOptions(Options, total=False):
 
     transport: Callable[[], Any] | None
     """Makes an async transport, for one run each; None: httpx's own."""
-    verify: Any
-    """An `ssl.SSLContext`; None: httpx's default, made once."""
+    verify: SSLContext | None
+    """Whom to trust; None: httpx's default, made once."""
     proxy: Any
     """A proxy URL or `Proxy`; None: what the environment says."""
 
@@ -142,12 +143,10 @@ class HttpxPlug(BaseOAuth):
 
     def __init__(self, server_url: str, **options: Unpack[HttpxOptions]) -> None:
         """See `Options` and `HttpxOptions`. Raises `ConfigurationError`."""
-        self._traffic = Traffic(
-            self._stack,
-            transport=options.pop("transport", None),
-            verify=options.pop("verify", None),
-            proxy=options.pop("proxy", None),
-        )
+        transport, verify = options.pop("transport", None), options.pop("verify", None)
+        insist("transport", transport, Callable | None, "a function that makes one, for one run each")
+        insist("verify", verify, SSLContext | None, "an ssl.SSLContext: TLS is always verified")
+        self._traffic = Traffic(self._stack, transport=transport, verify=verify, proxy=options.pop("proxy", None))
         super().__init__(server_url, **cast("Options", options))
 
     def open_sender(self) -> AbstractAsyncContextManager[Sender]:

@@ -116,7 +116,7 @@ class BaseOAuth(ABC):
     def __init__(self, server_url: str, **options: Unpack[Options]) -> None:
         """Raises `ConfigurationError`, with the option and the cure; `TypeError` for an option that there is not."""
         if unknown := options.keys() - Options.__optional_keys__:
-            raise TypeError(f"{type(self).__name__} has no option {min(unknown)!r}")
+            raise TypeError(f"{type(self).__module__}.{type(self).__name__} has no option {min(unknown)!r}")
         self._plan = make_plan(server_url, options)
         store = options.get("store")
         self._store = _default_store() if store is None else store

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from mcp_oauth.exceptions import from_failure
 from mcp_oauth.io.ports import IssuerPolicy
 from mcp_oauth.io.user import Agent, User
 from mcp_oauth.sansio import uris
+from mcp_oauth.sansio.errors import Reason, failure
 from mcp_oauth.sansio.plan import ClientMetadataDocument, Dynamic, Plan, PreRegistered, check
 from mcp_oauth.sansio.steps import Notice
 from mcp_oauth.store.base import Store
@@ -54,9 +55,17 @@ class Options(TypedDict, total=False):
     login_seconds: float
 
 
+def insist(option: str, value: object, kind: Any, wanted: str) -> None:
+    """Raises `ConfigurationError` for a value that is no `kind`: most programs do not have their types checked."""
+    if not isinstance(value, kind):
+        raise from_failure(failure(Reason.CONFIGURATION, f"{option}: give {wanted}"))
+
+
 def make_plan(server_url: str, options: Options) -> Plan:
     """The plan that a driver's options describe. Raises `ConfigurationError`."""
     clients = _clients(options.get("client"))
+    for each in clients:
+        insist("client", each, Client, "PreRegistered, ClientMetadataDocument or Dynamic, or several of them")
     plan = Plan(
         uris.server_url(server_url) or server_url,
         options.get("account", ""),

@@ -30,7 +30,7 @@ from urllib3.exceptions import HTTPError
 
 from mcp_oauth.exceptions import from_failure
 from mcp_oauth.io.oauth import BaseOAuth
-from mcp_oauth.io.options import Options
+from mcp_oauth.io.options import Options, insist
 from mcp_oauth.io.plug import Trip, is_short
 from mcp_oauth.io.sending import (
     NOT_CODED,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 _untyped: Any = requests
 
-CA_OPTION = "verify='/path/of/its/certificate.pem'"
+CA_OPTION = "REQUESTS_CA_BUNDLE=ca.pem, or OAuth(..., verify='ca.pem')"
 CHUNK = 1 << 16
 """Bytes of a body that are read at a time."""
 
@@ -77,6 +77,7 @@ class OAuth(BaseOAuth, AuthBase):
     def __init__(self, server_url: str, **options: Unpack[RequestsOptions]) -> None:
         """See `Options` and `RequestsOptions`. Raises `ConfigurationError`."""
         self._adapter = options.pop("adapter", None) or HTTPAdapter
+        insist("adapter", self._adapter, Callable, "a function that makes one, for one run each")
         self._verify = _bundle(options.pop("verify", None))
         self._proxy = options.pop("proxy", None)
         super().__init__(server_url, **cast("Options", options))
@@ -414,6 +415,7 @@ def _bundle(verify: str | os.PathLike[str] | None) -> str | bool:
     """The path of the CA bundle; True: requests' own. Raises `ConfigurationError`."""
     named = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
     if verify is not None:
+        insist("verify", verify, str | os.PathLike, "the path of a CA bundle: TLS is always verified")
         named = os.fspath(verify)
     if named is None:
         return True

@@ -159,11 +159,11 @@ _UNTRUSTED = (18, 19, 20, 21)
 
 
 def ca_hint(error: BaseException, option: str) -> str:
-    """The cure, if it is a certificate that nobody vouches for who is trusted; `option` is how to name another."""
+    """The cure, if it is a certificate that nobody vouches for who is trusted; `option` is how to name who does."""
     cause: BaseException | None = error
     while cause is not None:
         if getattr(cause, "verify_code", None) in _UNTRUSTED:
-            return f"; if it is signed by an authority of your own, name that: OAuth(..., {option})"
+            return f"; if it is signed by an authority of your own, name that: {option}"
         cause = cause.__cause__ or cause.__context__
     return ""
 

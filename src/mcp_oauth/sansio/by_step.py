@@ -106,7 +106,11 @@ def members(registered: Registration, dynamic: Dynamic | None) -> dict[str, Any]
 
 
 def registrations(plan: Plan, known: Registration) -> tuple[str, Record]:
-    """Where and what the store has of a dynamic registration that a login is to use."""
+    """Where and what the store has of a dynamic registration that a login is to use.
+
+    One that a program made without scopes is taken to be for all: it has said so.
+    """
+    known = known if known.scopes is not None else replace(known, scopes=plan.scopes)
     return registration_key(known.issuer, uris.origin(plan.server_url)), RegistrationRecord("known", (known,), (KEY,))
 
 

@@ -123,7 +123,7 @@ def usable(known: Registration, query: Query, now: Now) -> bool:
     return (
         known.issuer == query.metadata.issuer
         and known.redirect_uri == query.redirect_uri
-        and set(query.scopes or ()) <= set(known.scopes or query.scopes or ())
+        and set(query.scopes or ()) <= set(known.scopes or ())  # without `scope` a server may allow none, or its own
         and (expires is None or now.wall < expires - STALE)
     )
 

@@ -386,6 +386,9 @@ class Notice(Value, frozen=True):
     name: NoticeName
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
+
 
 # --- Steps ------------------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from mcp_oauth.io.http11.proxy import Proxy
 from mcp_oauth.io.sending import ca_hint
 from mcp_oauth.sansio.uris import Url
 
+CA_OPTION = "SSL_CERT_FILE=ca.pem, or OAuth(..., ssl_context=ssl.create_default_context(cafile=...))"
 Connect = Callable[[str, int], Awaitable[ByteStream]]
 """(host without brackets, port) -> a connected stream."""
 
@@ -76,7 +77,7 @@ async def _secured(stream: ByteStream, host: str, context: ssl.SSLContext | None
             stream, hostname=name, ssl_context=context or default_context(), standard_compatible=False
         )
     except ssl.SSLCertVerificationError as error:
-        hint = ca_hint(error, "ssl_context=ssl.create_default_context(cafile=...)")
+        hint = ca_hint(error, CA_OPTION)
         raise NotSent(f"certificate verify failed for {name}: {error.verify_message}{hint}") from error
     except (*STREAM_ERRORS, anyio.EndOfStream) as error:
         reason = getattr(error, "reason", None) or "the connection was closed"
