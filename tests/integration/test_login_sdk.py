@@ -149,5 +149,5 @@ def test_RFC7591_2_a_registration_without_scopes_serves_no_login_that_asks_for_s
 ) -> None:
     """A mistyped path of the same server: it suggests no scopes, and the SDK's server takes that for none."""
     store = EncryptedFileStore(tmp_path)
-    program("httpx2", f"{sdk_server.mcp}-mistyped", store=store, user=at_a_browser()).oauth.authorize()
-    assert served(program("httpx2", sdk_server.mcp, store=store, user=at_a_browser()).call())
+    program("httpx2-sync", f"{sdk_server.mcp}-mistyped", store=store, user=at_a_browser()).oauth.authorize()
+    assert served(program("httpx2-sync", sdk_server.mcp, store=store, user=at_a_browser()).call())
